@@ -1,0 +1,1 @@
+"""Mixture of experts: the gate, the experts' kernels, and the dispatchers that bring rows to them and back."""

@@ -1,0 +1,71 @@
+"""A mesh: named axes over consecutive ranks, row-major, the last axis contiguous. The only place of rank arithmetic."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """An exact factorisation of `size` ranks: rank = (…(c0 · n1 + c1) · n2 + c2…), c the coordinates in axis order."""
+
+    axes: tuple[tuple[str, int], ...]
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.axes]
+        if len(set(names)) != len(names):
+            raise ValueError(f"a mesh names each axis once, but got {', '.join(names)}")
+        for name, size in self.axes:
+            if size < 1:
+                raise ValueError(f"axis {name} has size {size}: a size is 1 or more")
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return prod(size for _, size in self.axes)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Size of each axis by name."""
+        return MappingProxyType(dict(self.axes))
+
+    def coordinates(self, rank: int) -> Mapping[str, int]:
+        """The coordinate of `rank` on each axis, by name."""
+        if not 0 <= rank < self.size:
+            raise ValueError(f"rank {rank} is outside a mesh of {self.size} ranks")
+        found: dict[str, int] = {}
+        for name, size in reversed(self.axes):
+            rank, found[name] = divmod(rank, size)
+        return MappingProxyType(found)
+
+    def rank(self, coordinates: Mapping[str, int]) -> int:
+        """The rank at `coordinates`, which name every axis: the inverse of `coordinates`."""
+        rank = 0
+        for name, size in self.axes:
+            coordinate = coordinates[name]
+            if not 0 <= coordinate < size:
+                raise ValueError(f"{name} coordinate {coordinate} is outside 0..{size - 1}")
+            rank = rank * size + coordinate
+        return rank
+
+    def groups(self, *names: str) -> Iterator[tuple[int, ...]]:
+        """The sets of ranks that differ in the axes `names` only, ascending, ordered by their first rank."""
+        for name in names:
+            if name not in self.sizes:
+                raise ValueError(f"no axis {name} in a mesh of {', '.join(self.sizes)}")
+        for rank in range(self.size):
+            if all(self.coordinates(rank)[name] == 0 for name in names):
+                yield self.group_of(rank, *names)
+
+    def group_of(self, rank: int, *names: str) -> tuple[int, ...]:
+        """The ranks, `rank` among them, that differ from it in the axes `names` only, ascending."""
+        members = [dict(self.coordinates(rank))]
+        for name in names:
+            members = [{**member, name: index} for member in members for index in range(self.sizes[name])]
+        return tuple(sorted(self.rank(member) for member in members))
+
+
+def divisors(number: int) -> tuple[int, ...]:
+    """Every divisor of `number`, ascending; `number` is 1 or more."""
+    return tuple(candidate for candidate in range(1, number + 1) if number % candidate == 0)

@@ -1,0 +1,187 @@
+"""The shape of a replica: its stages and the two meshes over each stage's ranks, and every group that follows.
+
+```
+attention mesh   W = dp · cp · tp            expert mesh   W = moe_dp · ep · moe_tp
+global_rank = pp_rank · W + r                r is the rank inside its stage; both meshes are row-major over r
+```
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from parallel.mesh import Mesh, divisors
+
+#: Every axis of a replica with the mesh that holds it; `block` is the product axis ep x moe_tp, for dispatch.
+ATTENTION_AXES = ("attn_dp", "attn_cp", "attn_tp")
+EXPERT_AXES = ("moe_dp", "moe_ep", "moe_tp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSizes:
+    """Sizes of the attention mesh's axes."""
+
+    dp: int = 1
+    cp: int = 1
+    tp: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertSizes:
+    """Sizes of the expert mesh's axes."""
+
+    moe_dp: int = 1
+    ep: int = 1
+    moe_tp: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The ranks of a replica that differ in one axis only: `ranks` are global ranks, ascending."""
+
+    axis: str
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankCoordinates:
+    """Every coordinate of one rank in its replica. The expert ones are None for a model without experts."""
+
+    global_rank: int
+    pp_rank: int
+    attn_dp_rank: int
+    attn_cp_rank: int
+    attn_tp_rank: int
+    moe_dp_rank: int | None
+    moe_ep_rank: int | None
+    moe_tp_rank: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaShape:
+    """`pp` stages of W ranks, seen through an attention mesh and, for a model with experts, an expert mesh."""
+
+    pp: int = 1
+    attention: AttentionSizes
+    experts: ExpertSizes | None
+
+    def __post_init__(self) -> None:
+        if self.pp < 1:
+            raise ValueError(f"pp is {self.pp}: a size is 1 or more")
+        if self.experts is None:
+            return
+        sizes = self.experts
+        width = self.attention_mesh.size
+        product = sizes.moe_dp * sizes.ep * sizes.moe_tp
+        if product != width:
+            attention = self.attention
+            raise ValueError(
+                f"the expert mesh has moe_dp {sizes.moe_dp} x ep {sizes.ep} x moe_tp {sizes.moe_tp} = {product} ranks, "
+                f"the attention mesh dp {attention.dp} x cp {attention.cp} x tp {attention.tp} = {width}: both must "
+                f"factor the same stage; {_remedy(sizes, width)}"
+            )
+
+    @cached_property
+    def attention_mesh(self) -> Mesh:
+        """The mesh (attn_dp, attn_cp, attn_tp) over one stage."""
+        sizes = self.attention
+        return Mesh(axes=(("attn_dp", sizes.dp), ("attn_cp", sizes.cp), ("attn_tp", sizes.tp)))
+
+    @cached_property
+    def expert_mesh(self) -> Mesh | None:
+        """The mesh (moe_dp, moe_ep, moe_tp) over one stage, None for a model without experts."""
+        sizes = self.experts
+        if sizes is None:
+            return None
+        return Mesh(axes=(("moe_dp", sizes.moe_dp), ("moe_ep", sizes.ep), ("moe_tp", sizes.moe_tp)))
+
+    @property
+    def stage_size(self) -> int:
+        """W: number of ranks of one stage."""
+        return self.attention_mesh.size
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks of the replica."""
+        return self.pp * self.stage_size
+
+    def coordinates(self, global_rank: int) -> RankCoordinates:
+        """Every coordinate of `global_rank`."""
+        if not 0 <= global_rank < self.world_size:
+            raise ValueError(f"global rank {global_rank} is outside a replica of {self.world_size} ranks")
+        pp_rank, stage_rank = divmod(global_rank, self.stage_size)
+        attention = self.attention_mesh.coordinates(stage_rank)
+        experts = self.expert_mesh.coordinates(stage_rank) if self.expert_mesh else {}
+        return RankCoordinates(
+            global_rank=global_rank,
+            pp_rank=pp_rank,
+            attn_dp_rank=attention["attn_dp"],
+            attn_cp_rank=attention["attn_cp"],
+            attn_tp_rank=attention["attn_tp"],
+            moe_dp_rank=experts.get("moe_dp"),
+            moe_ep_rank=experts.get("moe_ep"),
+            moe_tp_rank=experts.get("moe_tp"),
+        )
+
+    def attention_rank(self, *, pp_rank: int = 0, dp: int, cp: int = 0, tp: int = 0) -> int:
+        """The global rank at these coordinates of the attention mesh."""
+        inside = self.attention_mesh.rank({"attn_dp": dp, "attn_cp": cp, "attn_tp": tp})
+        return pp_rank * self.stage_size + inside
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Every axis that has groups, in the order in which groups are created."""
+        return ("pp", *ATTENTION_AXES, *((*EXPERT_AXES, "block") if self.experts else ()))
+
+    def group_of(self, global_rank: int, axis: str) -> Group:
+        """The group of `global_rank` along `axis`, one of `axes`. Only pp's groups cross stages."""
+        pp_rank, stage_rank = divmod(global_rank, self.stage_size)
+        if axis == "pp":
+            ranks = tuple(stage * self.stage_size + stage_rank for stage in range(self.pp))
+            return Group(axis=axis, ranks=ranks)
+        mesh, names = self._view(axis)
+        base = pp_rank * self.stage_size
+        return Group(axis=axis, ranks=tuple(base + rank for rank in mesh.group_of(stage_rank, *names)))
+
+    def groups(self, axis: str) -> Iterator[Group]:
+        """Every group along `axis`, ordered by first rank: together they hold each rank once."""
+        for global_rank in range(self.world_size):
+            group = self.group_of(global_rank, axis)
+            if group.ranks[0] == global_rank:
+                yield group
+
+    def creation_order(self) -> tuple[tuple[int, ...], ...]:
+        """The distinct sets of two or more ranks that need a communicator, in the order all ranks create them in."""
+        seen: dict[tuple[int, ...], None] = {}
+        for axis in self.axes:
+            for group in self.groups(axis):
+                if len(group.ranks) > 1:
+                    seen.setdefault(group.ranks)
+        return tuple(seen)
+
+    def creation_order_of(self, global_rank: int) -> tuple[tuple[int, ...], ...]:
+        """The part of `creation_order` that `global_rank` is in, worked out without walking the whole replica."""
+        seen: dict[tuple[int, ...], None] = {}
+        for axis in self.axes:
+            ranks = self.group_of(global_rank, axis).ranks
+            if len(ranks) > 1:
+                seen.setdefault(ranks)
+        return tuple(seen)
+
+    def _view(self, axis: str) -> tuple[Mesh, tuple[str, ...]]:
+        if axis in ATTENTION_AXES:
+            return self.attention_mesh, (axis,)
+        if self.expert_mesh is None:
+            raise ValueError(f"no axis {axis} in a replica without experts")
+        if axis == "block":
+            return self.expert_mesh, ("moe_ep", "moe_tp")
+        return self.expert_mesh, (axis,)
+
+
+def _remedy(sizes: ExpertSizes, width: int) -> str:
+    """What to write instead: the legal ep where the two others fit, else the divisors of the stage."""
+    rest = sizes.moe_dp * sizes.moe_tp
+    if width % rest == 0:
+        return f"with moe_dp {sizes.moe_dp} and moe_tp {sizes.moe_tp}, ep must be {width // rest}"
+    nearest = min(divisors(width), key=lambda size: (abs(size - sizes.ep), size))
+    return f"the sizes that divide {width} are {', '.join(map(str, divisors(width)))} (nearest to ep {sizes.ep}: {nearest})"

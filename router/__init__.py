@@ -1,0 +1,1 @@
+"""The router: owns the topology, brings launchers up, answers clients. It never imports torch."""
