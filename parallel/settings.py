@@ -1,0 +1,30 @@
+"""How much one engine may hold and do: the settings of a pool, resolved."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """`kv_tokens` is per rank; `max_batch_tokens` and `max_sequences` are per dp coordinate.
+
+    dtype is one of float32, bfloat16, float16 (already resolved from `auto`). step_timeout_s bounds one step of a
+    replica and each of its collectives.
+    """
+
+    dtype: str = "float32"
+    page_size: int = 16
+    max_batch_tokens: int = 2048
+    max_sequences: int = 64
+    kv_tokens: int = 16384
+    step_timeout_s: float = 60.0
+    attention_kernel: str = "auto"
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of KV memory on each rank."""
+        return self.kv_tokens // self.page_size
+
+    @property
+    def dtype_bytes(self) -> int:
+        """Bytes of one element."""
+        return 4 if self.dtype == "float32" else 2

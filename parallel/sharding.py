@@ -1,0 +1,185 @@
+"""Which part of the model a rank holds: layers over pp, heads and vocabulary over tp, experts over ep and moe_tp.
+
+Pure functions of a description and a rank's place. A tensor that is split unevenly is zero-padded at its end: a slice
+names the rows that exist, `padded` the size that every rank of the axis computes with.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from parallel.mesh import divisors
+from parallel.models.description import ModelDescription, Part, Split, TensorSpec
+from parallel.shape import RankCoordinates, ReplicaShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """[start, end) of a dimension, and the size it is padded to."""
+
+    start: int
+    end: int
+    padded: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements that exist."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSlice:
+    """The part of a checkpoint tensor that one rank reads: an interval for each dimension."""
+
+    spec: TensorSpec
+    intervals: tuple[Interval, ...]
+
+    @property
+    def num_elements(self) -> int:
+        """Elements after padding: what the rank holds in memory."""
+        return prod(interval.padded for interval in self.intervals)
+
+
+def check_heads(description: ModelDescription, *, tp: int) -> None:
+    """ValueError with the legal sizes where tp does not fit the head counts."""
+    legal = [size for size in divisors(description.num_heads) if _kv_fits(description.num_kv_heads, tp=size)]
+    if tp not in legal:
+        raise ValueError(
+            f"tp {tp} does not fit {description.num_heads} query heads and {description.num_kv_heads} KV heads: "
+            f"tp may be {', '.join(map(str, legal))}"
+        )
+
+
+def even_interval(size: int, *, parts: int, index: int) -> Interval:
+    """Part `index` of `size` elements padded to a multiple of `parts`."""
+    padded = -(-size // parts)
+    return Interval(start=min(index * padded, size), end=min((index + 1) * padded, size), padded=padded)
+
+
+def kv_head_interval(num_kv_heads: int, *, tp: int, tp_rank: int) -> Interval:
+    """The KV heads of a tp rank: its share, or one head that tp / num_kv_heads neighbouring ranks hold alike."""
+    if tp <= num_kv_heads:
+        return even_interval(num_kv_heads, parts=tp, index=tp_rank)
+    head = tp_rank // (tp // num_kv_heads)
+    return Interval(start=head, end=head + 1, padded=1)
+
+
+def stage_layers(description: ModelDescription, *, pp: int, pp_rank: int) -> range:
+    """The layers of a stage: contiguous, at least one each, the costliest stage as cheap as it can be.
+
+    Costs are counted in weights read per token: the output's vocabulary weighs on the last stage.
+    """
+    bounds = _stage_bounds(description, pp=pp)
+    return range(bounds[pp_rank], bounds[pp_rank + 1])
+
+
+def expert_owner(description: ModelDescription, *, ep: int, expert: int) -> int:
+    """The moe_ep coordinate that holds `expert`: contiguous, equal shares."""
+    assert description.experts is not None
+    return expert // (description.experts.num_experts // ep)
+
+
+def check_experts(description: ModelDescription, *, ep: int) -> None:
+    """ValueError with the legal sizes where ep does not divide the experts."""
+    assert description.experts is not None
+    num_experts = description.experts.num_experts
+    if num_experts % ep:
+        raise ValueError(
+            f"ep {ep} does not divide {num_experts} experts: ep may be {', '.join(map(str, divisors(num_experts)))}"
+        )
+
+
+def rank_slices(
+    description: ModelDescription, *, shape: ReplicaShape, coordinates: RankCoordinates
+) -> Iterator[TensorSlice]:
+    """Every tensor slice that the rank at `coordinates` holds; no tensor of an expert that it does not own."""
+    layers = stage_layers(description, pp=shape.pp, pp_rank=coordinates.pp_rank)
+    for spec in description.tensors:
+        if _on_stage(spec, description, shape=shape, coordinates=coordinates, layers=layers):
+            intervals = [Interval(start=0, end=size, padded=size) for size in spec.shape]
+            for dim, split in spec.splits:
+                intervals[dim] = _split_interval(
+                    split, spec.shape[dim], description=description, shape=shape, coordinates=coordinates
+                )
+            yield TensorSlice(spec=spec, intervals=tuple(intervals))
+
+
+def kv_elements_per_token(
+    description: ModelDescription, *, shape: ReplicaShape, coordinates: RankCoordinates
+) -> dict[str, int]:
+    """Elements that one token takes on this rank, over the stage's layers, by cache group."""
+    layers = stage_layers(description, pp=shape.pp, pp_rank=coordinates.pp_rank)
+    tp, tp_rank = shape.attention.tp, coordinates.attn_tp_rank
+    heads = kv_head_interval(description.num_kv_heads, tp=tp, tp_rank=tp_rank).size
+    return {
+        group.name: sum(stored.size * (heads if stored.per_head else 1) for stored in group.per_token)
+        * sum(layer in layers for layer in group.layers)
+        for group in description.cache_groups
+    }
+
+
+def _kv_fits(num_kv_heads: int, *, tp: int) -> bool:
+    return num_kv_heads % tp == 0 or tp % num_kv_heads == 0
+
+
+def _on_stage(
+    spec: TensorSpec,
+    description: ModelDescription,
+    *,
+    shape: ReplicaShape,
+    coordinates: RankCoordinates,
+    layers: range,
+) -> bool:
+    first, last = coordinates.pp_rank == 0, coordinates.pp_rank == shape.pp - 1
+    if spec.part is Part.EMBEDDING:
+        return first or (last and description.tied_embeddings)
+    if spec.part is Part.OUTPUT:
+        return last
+    assert spec.layer is not None
+    if spec.layer not in layers:
+        return False
+    if spec.expert is None:
+        return True
+    assert shape.experts is not None
+    return expert_owner(description, ep=shape.experts.ep, expert=spec.expert) == coordinates.moe_ep_rank
+
+
+def _split_interval(
+    split: Split,
+    size: int,
+    *,
+    description: ModelDescription,
+    shape: ReplicaShape,
+    coordinates: RankCoordinates,
+) -> Interval:
+    tp, tp_rank = shape.attention.tp, coordinates.attn_tp_rank
+    if split is Split.EXPERT_INTERMEDIATE:
+        assert shape.experts is not None and coordinates.moe_tp_rank is not None
+        return even_interval(size, parts=shape.experts.moe_tp, index=coordinates.moe_tp_rank)
+    if split is Split.KV_HEADS:
+        heads = kv_head_interval(description.num_kv_heads, tp=tp, tp_rank=tp_rank)
+        width = size // description.num_kv_heads
+        return Interval(start=heads.start * width, end=heads.end * width, padded=heads.padded * width)
+    return even_interval(size, parts=tp, index=tp_rank)
+
+
+def _stage_bounds(description: ModelDescription, *, pp: int) -> tuple[int, ...]:
+    """Where each stage begins, and the end: the least maximum cost, by search over the cost that a stage may have."""
+    num_layers = description.num_layers
+    if pp > num_layers:
+        raise ValueError(f"pp {pp} exceeds the model's {num_layers} layers: each stage needs one layer or more")
+    layer_cost = sum(prod(spec.shape) for spec in description.tensors if spec.layer == 0 and spec.expert is None)
+    if description.experts is not None:
+        experts = description.experts
+        layer_cost += 3 * experts.top_k * experts.intermediate_size * description.hidden_size
+    output_cost = description.vocab_size * description.hidden_size
+    last = min(range(1, num_layers - pp + 2), key=lambda count: _worst(num_layers, pp, count, layer_cost, output_cost))
+    size, extra = divmod(num_layers - last, pp - 1) if pp > 1 else (0, 0)
+    counts = [size + (index < extra) for index in range(pp - 1)] + [last if pp > 1 else num_layers]
+    return tuple(sum(counts[:index]) for index in range(pp + 1))
+
+
+def _worst(num_layers: int, pp: int, last: int, layer_cost: int, output_cost: int) -> int:
+    """The costliest stage where the last one has `last` layers and the others share the rest evenly."""
+    others = -(-(num_layers - last) // (pp - 1)) if pp > 1 else 0
+    return max(others * layer_cost, last * layer_cost + output_cost)
