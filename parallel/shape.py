@@ -184,4 +184,5 @@ def _remedy(sizes: ExpertSizes, width: int) -> str:
     if width % rest == 0:
         return f"with moe_dp {sizes.moe_dp} and moe_tp {sizes.moe_tp}, ep must be {width // rest}"
     nearest = min(divisors(width), key=lambda size: (abs(size - sizes.ep), size))
-    return f"the sizes that divide {width} are {', '.join(map(str, divisors(width)))} (nearest to ep {sizes.ep}: {nearest})"
+    legal = ", ".join(map(str, divisors(width)))
+    return f"the sizes that divide {width} are {legal} (nearest to ep {sizes.ep}: {nearest})"

@@ -31,7 +31,8 @@ def rope(config: Config) -> RopeSpec:
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind != "default":
         raise ValueError(f"config.json asks for rope type {kind!r}: only 'default' runs yet")
-    return RopeSpec(theta=float(parameters.get("rope_theta", config.get("rope_theta", 10000.0))))
+    theta = parameters.get("rope_theta") or config.get("rope_theta") or 10000.0
+    return RopeSpec(theta=float(theta))
 
 
 def require(config: Config, key: str, *allowed: object) -> None:

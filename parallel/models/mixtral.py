@@ -19,7 +19,8 @@ def describe(config: dict[str, Any]) -> ModelDescription:
     )
     if experts.top_k > experts.num_experts:
         raise ValueError(
-            f"config.json has num_experts_per_tok = {experts.top_k}, more than num_local_experts = {experts.num_experts}"
+            f"config.json has num_experts_per_tok = {experts.top_k}, "
+            f"more than num_local_experts = {experts.num_experts}"
         )
     tensors = tuple(_tensors(config, experts=experts, num_layers=base.num_layers))
     return replace(base, family="mixtral", intermediate_size=None, experts=experts, tensors=tensors)
