@@ -38,7 +38,7 @@ def cut_chunk(
     """Cuts the positions [cached_tokens, cached_tokens + new_tokens).
 
     `page_owners` holds the coordinate of each page that the sequence has before this chunk, in table order.
-    Neighbouring segments of one coordinate are joined. Raises ValueError where the pages do not match the cached tokens.
+    Neighbouring segments of one coordinate are joined. ValueError where the pages do not match the cached tokens.
     """
     if new_tokens < 1 or cached_tokens < 0:
         raise ValueError(f"a chunk has one new token or more, but got {new_tokens} after {cached_tokens} cached")

@@ -1,0 +1,101 @@
+"""The state of one dp coordinate: its pages, its slots and the sequences that run there, in order of admission."""
+
+from collections.abc import Iterator
+
+from parallel.chunk import choose_offset, cut_chunk
+from parallel.settings import EngineSettings
+from parallel.shape import AttentionSizes
+from proto import step_pb2
+from worker.engine.pages import CoordinatePages
+from worker.engine.sequence import Sequence
+
+
+class Coordinate:
+    """Plans the chunks of one dp coordinate: decoding sequences first, then prompts, up to the batch's budget."""
+
+    def __init__(self, *, dp: int, sizes: AttentionSizes, settings: EngineSettings) -> None:
+        self.dp = dp
+        self.pages = CoordinatePages(cp=sizes.cp, num_pages=settings.num_pages)
+        self.running: dict[int, Sequence] = {}
+        self._cp = sizes.cp
+        self._settings = settings
+        first = dp * settings.max_sequences
+        self._free_slots = list(range(first + settings.max_sequences - 1, first - 1, -1))
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether one more sequence may be here."""
+        return bool(self._free_slots)
+
+    def take_slot(self) -> int:
+        """A free slot."""
+        return self._free_slots.pop()
+
+    def give_back_slot(self, slot: int) -> None:
+        """Frees a slot."""
+        self._free_slots.append(slot)
+
+    def plan_chunks(self) -> Iterator[tuple[Sequence, step_pb2.Chunk]]:
+        """The chunks of the next step, with their pages taken and the sequences' counts moved on."""
+        budget = self._settings.max_batch_tokens
+        for sequence in self.running.values():
+            if sequence.can_decode and budget > 0:
+                budget -= 1
+                yield sequence, self._plan_chunk(sequence, new_tokens=1)
+        for sequence in self.running.values():
+            new_tokens = self._prompt_tokens(sequence, budget=budget)
+            if new_tokens:
+                budget -= new_tokens
+                yield sequence, self._plan_chunk(sequence, new_tokens=new_tokens)
+
+    def _prompt_tokens(self, sequence: Sequence, *, budget: int) -> int:
+        """How many tokens of its prompt come next: all that are left, or as many as end a page inside the budget."""
+        if not sequence.is_prefilling or (sequence.handoff and sequence.target is None):
+            return 0
+        left = sequence.prefill_end - sequence.planned_tokens
+        if left <= budget:
+            return left
+        size = self._settings.page_size
+        whole_pages = (sequence.planned_tokens + budget) // size * size - sequence.planned_tokens
+        return whole_pages if whole_pages > 0 else budget
+
+    def _plan_chunk(self, sequence: Sequence, *, new_tokens: int) -> step_pb2.Chunk:
+        size, cached = self._settings.page_size, sequence.planned_tokens
+        table = self.pages.table(sequence.request_id)
+        needed = -(-(cached + new_tokens) // size)
+        owners = [place.coordinate for place in table[: -(-cached // size)]]
+        offset = self._offset(owners, pages=needed - len(owners))
+        chunk = step_pb2.Chunk(slot=sequence.slot, cached_tokens=cached, new_tokens=new_tokens, offset=offset)
+        if len(table) < needed:
+            cut = cut_chunk(
+                cached_tokens=cached,
+                new_tokens=new_tokens,
+                page_size=size,
+                cp=self._cp,
+                offset=offset,
+                page_owners=owners,
+            )
+            chunk.new_pages.extend(self.pages.take(sequence.request_id, c).page for c in cut.new_page_owners)
+        if sequence.is_prefilling:
+            chunk.token_ids.extend(sequence.tokens[cached : cached + new_tokens])
+        self._advance(sequence, chunk)
+        return chunk
+
+    def _offset(self, owners: list[int], *, pages: int) -> int:
+        if self._cp == 1:
+            return 0
+        held = [owners.count(index) for index in range(self._cp)]
+        return choose_offset(pages=pages, cp=self._cp, held=held, load=self.pages.load())
+
+    def _advance(self, sequence: Sequence, chunk: step_pb2.Chunk) -> None:
+        sequence.planned_tokens += chunk.new_tokens
+        sequence.in_flight += 1
+        if sequence.planned_tokens < sequence.prefill_end:
+            return
+        chunk.sample = True
+        chunk.logits = sequence.wants_logits
+        if sequence.num_planned_draws < len(sequence.forced_ids):
+            chunk.forced_id = sequence.forced_ids[sequence.num_planned_draws]
+        sequence.num_planned_draws += 1
+        if sequence.handoff:
+            self.pages.settle(sequence.request_id)

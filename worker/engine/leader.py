@@ -1,0 +1,330 @@
+"""The leader of a replica: admits, plans steps, takes results, and says what became of each request.
+
+It holds state and does no input or output: messages of the router and of the members go in, step plans and events come
+out. So the same leader runs over real ranks and over mocked ones.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from parallel.chunk import admission_bound
+from parallel.settings import EngineSettings
+from parallel.shape import ReplicaShape
+from proto import control_pb2, step_pb2
+from worker.engine.coordinate import Coordinate
+from worker.engine.sequence import Sequence, from_start, from_submit
+
+
+@dataclass(kw_only=True)
+class _StepInFlight:
+    """A step that was sent out: its chunks, and the ranks that have not answered."""
+
+    chunks: list[tuple[Sequence, step_pb2.Chunk]]
+    silent: set[int]
+    by_slot: dict[int, Sequence] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.by_slot = {chunk.slot: sequence for sequence, chunk in self.chunks}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reservation:
+    """A decode sequence before its start: pages at `dp`, or in the queue where dp is None."""
+
+    request_id: int
+    num_pages: int
+    dp: int | None = None
+    slot: int = -1
+
+
+class Leader:
+    """Scheduling state of one replica. Not thread-safe: one thread calls it."""
+
+    def __init__(self, *, shape: ReplicaShape, settings: EngineSettings) -> None:
+        self._shape = shape
+        self._settings = settings
+        self._coordinates = [
+            Coordinate(dp=dp, sizes=shape.attention, settings=settings) for dp in range(shape.attention.dp)
+        ]
+        self._sequences: dict[int, Sequence] = {}
+        self._waiting: deque[Sequence] = deque()
+        self._reservations: dict[int, _Reservation] = {}
+        self._steps: dict[int, _StepInFlight] = {}
+        self._next_step_id = 0
+        self._leaves: list[int] = []
+        self._events: list[control_pb2.Event] = []
+        self._tokens = control_pb2.Tokens()
+
+    # ---- what comes in ----
+
+    def handle(self, message: control_pb2.ToReplica) -> None:
+        """Takes one message of the router. Messages about requests that have ended are late and change nothing."""
+        kind = message.WhichOneof("message")
+        if kind == "submit":
+            self._submit(message.submit)
+        elif kind == "target":
+            self._take_target(message.target)
+        elif kind == "reserve":
+            self._reserve(message.reserve)
+        elif kind == "start":
+            self._start(message.start)
+        elif kind == "abort":
+            self._abort(message.abort.request_id)
+        elif kind == "release":
+            self._release_reservation(message.release.request_id)
+        else:
+            raise ValueError(f"a leader does not take a message of kind {kind}")
+        self._admit()
+
+    def handle_result(self, result: step_pb2.StepResult) -> None:
+        """Takes what one rank answers to a step."""
+        step = self._steps[result.step_id]
+        step.silent.remove(result.global_rank)
+        for index, (slot, token_id) in enumerate(zip(result.slots, result.token_ids, strict=True)):
+            sequence = step.by_slot[slot]
+            if sequence.finish_reason:
+                continue
+            if result.logits:
+                self._emit_logits(sequence, result.logits[index])
+            self._draw(sequence, token_id)
+        if not step.silent:
+            self._finish_step(result.step_id)
+        self._admit()
+
+    def handle_writes(self, done: step_pb2.WritesDone) -> None:
+        """Takes one rank's word that its writes of one chunk are in the target's memory."""
+        sequence = self._sequences[done.request_id]
+        sequence.pending_writes -= 1
+        sequence.handed_off_bytes += done.bytes
+        sequence.handoff_seconds = max(sequence.handoff_seconds, done.seconds)
+        self._end_if_quiet(sequence)
+        self._admit()
+
+    # ---- what goes out ----
+
+    @property
+    def can_plan(self) -> bool:
+        """Whether one more step may be in flight: pp running and one planned ahead."""
+        return len(self._steps) < self._shape.pp + 1
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the replica holds nothing of any request."""
+        return not (self._sequences or self._waiting or self._reservations or self._steps)
+
+    @property
+    def oldest_step(self) -> tuple[int, frozenset[int]] | None:
+        """The id of the oldest step in flight and the ranks that have not answered it."""
+        for step_id, step in self._steps.items():
+            return step_id, frozenset(step.silent)
+        return None
+
+    def next_plan(self) -> step_pb2.StepPlan | None:
+        """Plans the next step; None where no sequence has anything to do."""
+        chunks = [pair for coordinate in self._coordinates for pair in coordinate.plan_chunks()]
+        if not chunks:
+            return None
+        plan = step_pb2.StepPlan(step_id=self._next_step_id, leaves=self._leaves)
+        self._leaves = []
+        self._next_step_id += 1
+        writers = self._shape.world_size // self._shape.attention.dp
+        for sequence, chunk in chunks:
+            if not sequence.joined:
+                plan.joins.append(self._join(sequence))
+                sequence.joined = True
+            if sequence.handoff:
+                sequence.pending_writes += writers
+        plan.chunks.extend(chunk for _, chunk in chunks)
+        self._steps[plan.step_id] = _StepInFlight(chunks=chunks, silent=set(range(self._shape.world_size)))
+        return plan
+
+    def take_events(self) -> list[control_pb2.Event]:
+        """What the router has to know since the last call: tokens first, then what they led to."""
+        events, self._events = self._events, []
+        if self._tokens.request_ids:
+            events.insert(0, control_pb2.Event(tokens=self._tokens))
+            self._tokens = control_pb2.Tokens()
+        if events:
+            events.append(control_pb2.Event(load=self._load()))
+        return events
+
+    def check_integrity(self) -> None:
+        """AssertionError unless every page is free or owned once and, when idle, all are free."""
+        for coordinate in self._coordinates:
+            coordinate.pages.check_integrity()
+            if self.is_idle:
+                expected = self._settings.num_pages * self._shape.attention.cp
+                assert coordinate.pages.num_free == expected, "an idle replica holds pages"
+
+    # ---- requests ----
+
+    def _submit(self, message: control_pb2.Submit) -> None:
+        sequence = from_submit(message)
+        pages = self._pages_promised(sequence)
+        if not self._coordinates[0].pages.could_ever_fit(pages):
+            self._refuse(sequence.request_id, len(sequence.tokens), sequence.max_new_tokens, pages)
+            return
+        self._waiting.append(sequence)
+
+    def _admit(self) -> None:
+        """Admits waiting prompts first come first served, then reservations likewise."""
+        while self._waiting:
+            sequence = self._waiting[0]
+            pages = self._pages_promised(sequence)
+            coordinate = self._roomiest(pages)
+            if coordinate is None:
+                break
+            self._waiting.popleft()
+            coordinate.pages.promise(sequence.request_id, pages)
+            sequence.dp, sequence.slot = coordinate.dp, coordinate.take_slot()
+            self._sequences[sequence.request_id] = coordinate.running[sequence.request_id] = sequence
+            request_id = sequence.request_id
+            if sequence.handoff:
+                self._emit(control_pb2.Event(want_target=control_pb2.WantTarget(request_id=request_id)))
+            else:
+                self._emit(control_pb2.Event(admitted=control_pb2.Admitted(request_id=request_id)))
+        for reservation in [r for r in self._reservations.values() if r.dp is None]:
+            if not self._try_reserve(reservation):
+                break
+
+    def _take_target(self, target: control_pb2.Target) -> None:
+        sequence = self._sequences.get(target.request_id)
+        if sequence is not None and not sequence.finish_reason:
+            sequence.target = target
+            self._emit(control_pb2.Event(admitted=control_pb2.Admitted(request_id=target.request_id)))
+
+    def _reserve(self, message: control_pb2.Reserve) -> None:
+        pages = -(-(message.prompt_tokens + message.max_new_tokens) // self._settings.page_size)
+        if not self._coordinates[0].pages.could_ever_fit(pages):
+            self._refuse(message.request_id, message.prompt_tokens, message.max_new_tokens, pages)
+            return
+        self._reservations[message.request_id] = _Reservation(request_id=message.request_id, num_pages=pages)
+
+    def _try_reserve(self, reservation: _Reservation) -> bool:
+        coordinate = self._roomiest(reservation.num_pages)
+        if coordinate is None:
+            return False
+        request_id = reservation.request_id
+        coordinate.pages.promise(request_id, reservation.num_pages)
+        places = [coordinate.pages.take(request_id, 0) for _ in range(reservation.num_pages)]
+        self._reservations[request_id] = _Reservation(
+            request_id=request_id, num_pages=len(places), dp=coordinate.dp, slot=coordinate.take_slot()
+        )
+        pages = [control_pb2.Page(coordinate=place.coordinate, page=place.page) for place in places]
+        reserved = control_pb2.Reserved(request_id=request_id, dp=coordinate.dp, pages=pages)
+        self._emit(control_pb2.Event(reserved=reserved))
+        return True
+
+    def _start(self, message: control_pb2.Start) -> None:
+        reservation = self._reservations.pop(message.request_id)
+        assert reservation.dp is not None, f"{message.request_id:016x} starts before it has pages"
+        sequence = from_start(message)
+        sequence.dp, sequence.slot = reservation.dp, reservation.slot
+        self._sequences[sequence.request_id] = sequence
+        self._coordinates[sequence.dp].running[sequence.request_id] = sequence
+
+    def _abort(self, request_id: int) -> None:
+        for waiting in self._waiting:
+            if waiting.request_id == request_id:
+                self._waiting.remove(waiting)
+                self._emit_ended(request_id, "abort")
+                return
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            sequence.finish_reason = sequence.finish_reason or "abort"
+            self._end_if_quiet(sequence)
+
+    def _release_reservation(self, request_id: int) -> None:
+        reservation = self._reservations.pop(request_id, None)
+        if reservation is None:
+            return
+        if reservation.dp is not None:
+            self._coordinates[reservation.dp].pages.release(request_id)
+            self._coordinates[reservation.dp].give_back_slot(reservation.slot)
+        self._emit_ended(request_id, "abort")
+
+    # ---- steps ----
+
+    def _draw(self, sequence: Sequence, token_id: int) -> None:
+        sequence.draw(token_id)
+        self._tokens.request_ids.append(sequence.request_id)
+        self._tokens.token_ids.append(token_id)
+
+    def _finish_step(self, step_id: int) -> None:
+        for sequence, _ in self._steps.pop(step_id).chunks:
+            sequence.in_flight -= 1
+            self._end_if_quiet(sequence)
+
+    def _end_if_quiet(self, sequence: Sequence) -> None:
+        if not sequence.finish_reason or not sequence.is_quiet:
+            return
+        coordinate = self._coordinates[sequence.dp]
+        coordinate.pages.release(sequence.request_id)
+        coordinate.give_back_slot(sequence.slot)
+        del coordinate.running[sequence.request_id]
+        del self._sequences[sequence.request_id]
+        if sequence.joined:
+            self._leaves.append(sequence.slot)
+        if sequence.finish_reason == "handoff":
+            self._emit(control_pb2.Event(handoff_done=self._handoff_done(sequence)))
+        self._emit_ended(sequence.request_id, sequence.finish_reason)
+
+    def _join(self, sequence: Sequence) -> step_pb2.SequenceJoin:
+        places = self._coordinates[sequence.dp].pages.table(sequence.request_id)
+        join = step_pb2.SequenceJoin(slot=sequence.slot, request_id=sequence.request_id, sampling=sequence.sampling)
+        if sequence.prefill_end < len(sequence.tokens):
+            join.pages.extend(control_pb2.Page(coordinate=place.coordinate, page=place.page) for place in places)
+            join.first_token = sequence.tokens[-1]
+        if sequence.target is not None:
+            join.target.CopyFrom(sequence.target)
+        return join
+
+    # ---- small parts ----
+
+    def _pages_promised(self, sequence: Sequence) -> int:
+        """Pages a coordinate must be able to hold: of the prompt where it is handed off, of all tokens where not."""
+        size, cp = self._settings.page_size, self._shape.attention.cp
+        tokens = len(sequence.tokens) + (0 if sequence.handoff else sequence.max_new_tokens)
+        return admission_bound(pages=-(-tokens // size), cp=cp)
+
+    def _roomiest(self, pages: int) -> Coordinate | None:
+        """The coordinate with the most room among those that can take `pages`; FCFS, so None blocks the queue."""
+        fitting = [c for c in self._coordinates if c.has_slot and c.pages.fits(pages)]
+        return max(fitting, key=lambda c: (c.pages.num_free, -c.dp), default=None)
+
+    def _refuse(self, request_id: int, prompt_tokens: int, max_new_tokens: int, pages: int) -> None:
+        size, held = self._settings.page_size, self._settings.num_pages
+        message = (
+            f"a prompt of {prompt_tokens} tokens with max_new_tokens {max_new_tokens} needs {pages} pages of {size} "
+            f"tokens on one coordinate, but kv_tokens {self._settings.kv_tokens} gives {held}: shorten it, or raise "
+            "kv_tokens"
+        )
+        self._emit(control_pb2.Event(refused=control_pb2.Refused(request_id=request_id, message=message)))
+
+    def _handoff_done(self, sequence: Sequence) -> control_pb2.HandoffDone:
+        return control_pb2.HandoffDone(
+            request_id=sequence.request_id, bytes=sequence.handed_off_bytes, seconds=sequence.handoff_seconds
+        )
+
+    def _load(self) -> control_pb2.Load:
+        queued = sum(reservation.dp is None for reservation in self._reservations.values())
+        return control_pb2.Load(
+            free_pages=sum(coordinate.pages.num_free for coordinate in self._coordinates),
+            running=len(self._sequences) + len(self._reservations) - queued,
+            waiting=len(self._waiting) + queued,
+        )
+
+    def _emit(self, event: control_pb2.Event) -> None:
+        self._events.append(event)
+
+    def _emit_ended(self, request_id: int, reason: str) -> None:
+        self._emit(control_pb2.Event(ended=control_pb2.Ended(request_id=request_id, reason=reason)))
+
+    def _emit_logits(self, sequence: Sequence, values: bytes) -> None:
+        logits = control_pb2.Logits(request_id=sequence.request_id, output_index=sequence.num_drawn, float32=values)
+        self._emit(control_pb2.Event(logits=logits))
+
+    def sequences(self) -> Iterator[Sequence]:
+        """The admitted sequences, for tests and reports."""
+        yield from self._sequences.values()

@@ -1,0 +1,105 @@
+"""One sequence as the leader sees it: counts of what was planned and what came back, everything else derived.
+
+```
+tokens      | prompt and earlier outputs .............. | drawn here ......
+             0          planned_tokens -> prefill_end
+```
+"""
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+from proto import control_pb2
+
+
+@dataclass(kw_only=True)
+class Sequence:
+    """`tokens` grow as results come back; `planned_tokens` counts positions whose KV some planned step computes.
+
+    `prefill_end` is the first position that no prompt chunk covers: from there each chunk embeds the token drawn last.
+    """
+
+    request_id: int
+    tokens: list[int]
+    prefill_end: int
+    max_new_tokens: int
+    stop_token_ids: frozenset[int]
+    sampling: control_pb2.Sampling
+    forced_ids: Items[int] = ()
+    wants_logits: bool = False
+    handoff: bool = False
+    target: control_pb2.Target | None = None
+    dp: int = -1
+    slot: int = -1
+    planned_tokens: int = 0
+    num_planned_draws: int = 0
+    num_drawn: int = 0
+    in_flight: int = 0
+    pending_writes: int = 0
+    handed_off_bytes: int = 0
+    handoff_seconds: float = 0.0
+    finish_reason: str = ""
+    joined: bool = field(default=False)
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether prompt tokens are left to plan."""
+        return not self.finish_reason and self.planned_tokens < self.prefill_end
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether one more token may be planned from the one drawn last."""
+        return (
+            not self.finish_reason
+            and not self.handoff
+            and self.planned_tokens >= self.prefill_end
+            and self.num_planned_draws < self.max_new_tokens
+        )
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no planned step touches it and no write of its KV is under way."""
+        return self.in_flight == 0 and self.pending_writes == 0
+
+    def draw(self, token_id: int) -> None:
+        """Takes the next drawn token and sees whether it is the last."""
+        self.tokens.append(token_id)
+        self.num_drawn += 1
+        if token_id in self.stop_token_ids:
+            self.finish_reason = "stop"
+        elif self.num_drawn >= self.max_new_tokens:
+            self.finish_reason = "length"
+        elif self.handoff:
+            self.finish_reason = "handoff"
+
+
+def from_submit(message: control_pb2.Submit) -> Sequence:
+    """A sequence whose prompt, and outputs of an earlier life, are to be prefilled."""
+    tokens = [*message.prompt_ids, *message.output_ids]
+    return Sequence(
+        request_id=message.request_id,
+        tokens=tokens,
+        prefill_end=len(tokens),
+        max_new_tokens=message.max_new_tokens,
+        stop_token_ids=frozenset(message.stop_token_ids),
+        sampling=message.sampling,
+        forced_ids=tuple(message.probe.forced_ids),
+        wants_logits=message.probe.logits,
+        handoff=message.handoff,
+    )
+
+
+def from_start(message: control_pb2.Start) -> Sequence:
+    """A sequence whose KV came by hand-off: all but its last token is in the pages reserved for it."""
+    tokens = [*message.prompt_ids, *message.output_ids]
+    return Sequence(
+        request_id=message.request_id,
+        tokens=tokens,
+        prefill_end=len(tokens) - 1,
+        planned_tokens=len(tokens) - 1,
+        max_new_tokens=message.max_new_tokens,
+        stop_token_ids=frozenset(message.stop_token_ids),
+        sampling=message.sampling,
+        forced_ids=tuple(message.probe.forced_ids),
+        wants_logits=message.probe.logits,
+    )

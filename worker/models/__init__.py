@@ -1,0 +1,1 @@
+"""Forward passes of the model families. No parallelism in any of them."""

@@ -1,0 +1,1 @@
+"""Transports that execute a hand-off."""
