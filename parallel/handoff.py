@@ -20,7 +20,7 @@ from parallel.sharding import kv_head_interval, stage_layers
 
 @dataclass(frozen=True, kw_only=True)
 class CacheLayout:
-    """How a replica keeps KV: `stages` holds layers [first, end) by pp rank, `heads` KV heads [first, end) by tp rank."""
+    """How a replica keeps KV: `stages` holds layers [first, end) by pp rank, `heads` KV heads by tp rank."""
 
     shape: ReplicaShape
     page_size: int

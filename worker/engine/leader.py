@@ -129,7 +129,7 @@ class Leader:
         self._leaves = []
         self._next_step_id += 1
         writers = self._shape.world_size // self._shape.attention.dp
-        for sequence, chunk in chunks:
+        for sequence, _ in chunks:
             if not sequence.joined:
                 plan.joins.append(self._join(sequence))
                 sequence.joined = True

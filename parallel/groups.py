@@ -1,0 +1,63 @@
+"""Builds the communicators of one rank: one for each distinct set of ranks it is in, each from its own store prefix.
+
+No default process group is made, so groups of an earlier epoch and of a neighbouring replica do not meet.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from parallel.communicator import Communicator, GlooCommunicator, LocalCommunicator, NcclCommunicator
+from parallel.shape import ReplicaShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankGroups:
+    """The communicator of each axis of a replica, for one rank."""
+
+    by_axis: Mapping[str, Communicator]
+
+    def __getitem__(self, axis: str) -> Communicator:
+        """The communicator along `axis`, one of ReplicaShape.axes."""
+        return self.by_axis[axis]
+
+
+def build_groups(
+    shape: ReplicaShape,
+    *,
+    global_rank: int,
+    order: Sequence[tuple[int, ...]],
+    store: dist.Store,
+    device_kind: str,
+    host_address: str,
+    timeout_s: float,
+) -> RankGroups:
+    """Blocking: builds the sets of ranks in `order`, as all their members do, and names them by axis."""
+    built: dict[tuple[int, ...], Communicator] = {}
+    for ranks in order:
+        prefix = dist.PrefixStore("-".join(map(str, ranks)), store)
+        index = ranks.index(global_rank)
+        make = _nccl if device_kind == "cuda" else _gloo
+        built[ranks] = make(prefix, size=len(ranks), index=index, host_address=host_address, timeout_s=timeout_s)
+    by_axis = {}
+    for axis in shape.axes:
+        ranks = shape.group_of(global_rank, axis).ranks
+        by_axis[axis] = built[ranks] if len(ranks) > 1 else LocalCommunicator()
+    return RankGroups(by_axis=by_axis)
+
+
+def _gloo(store: dist.Store, *, size: int, index: int, host_address: str, timeout_s: float) -> Communicator:
+    options = dist.ProcessGroupGloo._Options()
+    # Named by address: a host's own name may resolve to an interface that its peers cannot reach.
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host_address)]
+    options._timeout = timedelta(seconds=timeout_s)
+    return GlooCommunicator(dist.ProcessGroupGloo(store, index, size, options), size=size, index=index)
+
+
+def _nccl(store: dist.Store, *, size: int, index: int, host_address: str, timeout_s: float) -> Communicator:
+    del host_address  # NCCL finds its interfaces itself
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = timedelta(seconds=timeout_s)
+    return NcclCommunicator(dist.ProcessGroupNCCL(store, index, size, options), size=size, index=index)
