@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 DEMO_FOLDER = Path(".cache/models/smollm2-135m-mixtral")
-_WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+_SMALL = ["*.json", "*.jinja", "tokenizer.model"]
+_WEIGHTS = ["*.safetensors"]
 
 
-def resolve_model(model: str) -> Path:
+def resolve_model(model: str, *, weights: bool = True) -> Path:
     """The local folder of `model`: `demo`, a folder, or a hub id, which is fetched to the hub's own cache.
 
-    Raises ValueError where none of them leads to a checkpoint.
+    Without `weights` a hub's weight files are not fetched: a check needs the config alone. Raises ValueError where none
+    of them leads to a checkpoint.
     """
     if model == "demo":
         if not (DEMO_FOLDER / "config.json").exists():
@@ -25,7 +27,7 @@ def resolve_model(model: str) -> Path:
         raise ValueError(f"{folder} has no config.json: a model is a folder with config.json and *.safetensors")
     if model.count("/") != 1 or model.startswith(("/", ".", "~")):
         raise ValueError(f"model {model!r} is neither 'demo', nor a folder that exists, nor a hub id (owner/name)")
-    return _from_hub(model)
+    return _from_hub(model, patterns=[*_SMALL, *_WEIGHTS] if weights else _SMALL)
 
 
 def weight_files(folder: Path) -> Mapping[str, Path]:
@@ -58,10 +60,10 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _from_hub(model: str) -> Path:
+def _from_hub(model: str, *, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, allow_patterns=_WANTED))
+        return Path(snapshot_download(model, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise ValueError(f"model {model!r} is no local folder, and the hub did not give it: {error}") from error

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import isqrt, prod
 from types import MappingProxyType
 
 
@@ -68,4 +68,6 @@ class Mesh:
 
 def divisors(number: int) -> tuple[int, ...]:
     """Every divisor of `number`, ascending; `number` is 1 or more."""
-    return tuple(candidate for candidate in range(1, number + 1) if number % candidate == 0)
+    # Searched up to the root only: a mistyped size may be a large number, and its message is made of this.
+    low = [candidate for candidate in range(1, isqrt(number) + 1) if number % candidate == 0]
+    return tuple(sorted({*low, *(number // candidate for candidate in low)}))

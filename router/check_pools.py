@@ -1,0 +1,142 @@
+"""Faults of one pool: its meshes against each other and the model, its hosts, its engine's numbers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from parallel.models.description import ModelDescription
+from parallel.shape import ReplicaShape
+from parallel.sharding import check_experts, check_heads
+from router.config import Config, PoolConfig
+from router.config_loading import did_you_mean
+from router.config_source import ConfigSource
+from router.not_yet import not_yet
+from router.problem import KeyPath, Problem
+from router.resolve import engine_settings, pool_engine, pool_hosts, replica_shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolCheck:
+    """One pool in its file. Without a `description` (no model was found) what needs one is left out."""
+
+    name: str
+    pool: PoolConfig
+    config: Config
+    source: ConfigSource
+    description: ModelDescription | None
+
+    def problems(self) -> Iterator[Problem]:
+        """Every fault of the pool's meshes and engine; those of its hosts are `hosts`."""
+        yield from self._meshes()
+        yield from self._model_fits()
+        yield from self._engine()
+
+    def hosts(self) -> Iterator[Problem]:
+        """Names in the pool's `hosts` that lead nowhere or come twice, and hosts of two kinds of device."""
+        labels = [host.label for host in self.config.hosts]
+        names = self.pool.hosts or ()
+        for index, name in enumerate(names):
+            if name not in labels:
+                hint = did_you_mean(name, labels)
+                yield self._problem("hosts", index, what="no such host", remedy=f"{hint}hosts are {', '.join(labels)}")
+            elif name in names[:index]:
+                yield self._problem("hosts", index, what="is named twice", remedy="name each host once")
+        kinds = {host.label: host.device for host in pool_hosts(self.config, self.pool)}
+        if len(set(kinds.values())) > 1:
+            yield self._problem(
+                *(["hosts"] if names else []),
+                what=f"mixes kinds of device ({', '.join(f'{name} is {kind}' for name, kind in kinds.items())})",
+                remedy=f"name hosts of one kind in pools.{self.name}.hosts",
+            )
+
+    def _meshes(self) -> Iterator[Problem]:
+        """The expert mesh against the attention mesh, and what the engine cannot run yet."""
+        has_experts = self.pool.experts is not None
+        if self.description is not None:
+            has_experts = self.description.experts is not None
+            if self.pool.experts is not None and not has_experts:
+                yield self._problem(
+                    "experts",
+                    what=f"the model is dense ({self.description.family}): it has no experts to place",
+                    remedy=f"remove {self._key('experts')}",
+                )
+        try:
+            shape = replica_shape(self.pool, has_experts=has_experts)
+        except ValueError as error:
+            yield self._problem("experts", **_parts(error))
+            return
+        yield from self._engine_runs(shape)
+
+    def _engine_runs(self, shape: ReplicaShape) -> Iterator[Problem]:
+        for path, what, remedy in not_yet(self.name, shape):
+            yield self._problem(*path, what=what, remedy=remedy)
+
+    def _model_fits(self) -> Iterator[Problem]:
+        """tp against the heads, pp against the layers, ep against the experts."""
+        description = self.description
+        if description is None:
+            return
+        try:
+            check_heads(description, tp=self.pool.attention.tp)
+        except ValueError as error:
+            yield self._problem("attention", "tp", **_parts(error))
+        if self.pool.pp > description.num_layers:
+            yield self._problem(
+                "pp",
+                what=f"the model has {description.num_layers} layers, and each stage needs one or more",
+                remedy=f"write a pp from 1 to {description.num_layers}",
+            )
+        if description.experts is not None:
+            yield from self._experts_divide(description)
+
+    def _experts_divide(self, description: ModelDescription) -> Iterator[Problem]:
+        try:
+            sizes = self.pool.experts or replica_shape(self.pool, has_experts=True).experts
+            assert sizes is not None
+            check_experts(description, ep=sizes.ep)
+        except ValueError as error:
+            parts = _parts(error)
+            if self.pool.experts is None:
+                parts["remedy"] += " (experts is left out, so ep = dp x cp x tp): change attention, or write experts"
+            yield self._problem("experts", "ep", **parts)
+
+    def _engine(self) -> Iterator[Problem]:
+        """Numbers of the engine that exclude each other, as they are after the pool's own keys."""
+        engine = pool_engine(self.config, self.pool)
+        page = engine.page_size
+        if engine.kv_tokens % page:
+            fitting = max(engine.kv_tokens // page, 1) * page
+            yield self.source.problem(
+                self._blame("kv_tokens", "page_size"),
+                what=f"kv_tokens {engine.kv_tokens} is no multiple of page_size {page}",
+                remedy=f"write kv_tokens: {fitting}, or another page_size",
+            )
+        if engine.max_batch_tokens < page:
+            yield self.source.problem(
+                self._blame("max_batch_tokens", "page_size"),
+                what=f"max_batch_tokens {engine.max_batch_tokens} is less than page_size {page}",
+                remedy=f"write max_batch_tokens: {page} or more, or a smaller page_size",
+            )
+        hosts = pool_hosts(self.config, self.pool)
+        if self.description is not None and hosts:
+            try:
+                engine_settings(engine, device=hosts[0].device, description=self.description)
+            except ValueError as error:
+                yield self.source.problem(self._blame("dtype"), **_parts(error))
+
+    def _blame(self, *keys: str) -> KeyPath:
+        """The first of `keys` that the file writes, in the pool's own engine before the file's."""
+        paths: list[KeyPath] = [(*above, "engine", key) for above in (("pools", self.name), ()) for key in keys]
+        return next((path for path in paths if self.source.has(path)), paths[-len(keys)])
+
+    def _problem(self, *inside: str | int, what: str, remedy: str) -> Problem:
+        return self.source.problem(("pools", self.name, *inside), what=what, remedy=remedy)
+
+    def _key(self, key: str) -> str:
+        return f"pools.{self.name}.{key}"
+
+
+def _parts(error: ValueError) -> dict[str, str]:
+    """What is wrong and the remedy, from a ValueError of `parallel`: it tells the remedy last."""
+    text = str(error)
+    what, _, remedy = text.rpartition("; " if "; " in text else ": ")
+    return {"what": what, "remedy": remedy}

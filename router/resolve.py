@@ -1,0 +1,69 @@
+"""From what the file says to what the planner takes: defaults that depend on the model, the hosts and the pool."""
+
+from collections.abc import Sequence
+
+from parallel.models.description import ModelDescription
+from parallel.settings import EngineSettings
+from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
+from parallel.topology import HostSpec, PoolSpec
+from router.config import Config, EngineConfig, HostConfig, PoolConfig
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def host_specs(config: Config) -> tuple[HostSpec, ...]:
+    """Every host, in the file's order."""
+    return tuple(
+        HostSpec(name=host.label, address=host.address, device=host.device, devices=host.device_indices)
+        for host in config.hosts
+    )
+
+
+def pool_hosts(config: Config, pool: PoolConfig) -> tuple[HostConfig, ...]:
+    """The hosts that `pool` may use, in the order in which it fills them; a name that no host has is left out."""
+    if pool.hosts is None:
+        return config.hosts
+    by_label = {host.label: host for host in config.hosts}
+    return tuple(by_label[name] for name in pool.hosts if name in by_label)
+
+
+def pool_engine(config: Config, pool: PoolConfig) -> EngineConfig:
+    """The pool's own keys over the file's."""
+    return config.engine.overridden_by(pool.engine)
+
+
+def engine_settings(engine: EngineConfig, *, device: str, description: ModelDescription) -> EngineSettings:
+    """`engine` with its dtype resolved; ValueError where the checkpoint's own is none that runs."""
+    dtype = engine.dtype
+    if dtype == "auto":
+        found = "float32" if device == "cpu" else description.checkpoint_dtype
+        if found not in DTYPES:
+            raise ValueError(f"the checkpoint's dtype {found} does not run; write one of {', '.join(DTYPES)}")
+        return EngineSettings(**{**engine.model_dump(), "dtype": found})
+    return EngineSettings(**engine.model_dump())
+
+
+def replica_shape(pool: PoolConfig, *, has_experts: bool) -> ReplicaShape:
+    """The pool's meshes: ep = W where a model with experts has no `experts`. ValueError for a remainder."""
+    attention = AttentionSizes(**pool.attention.model_dump())
+    if not has_experts:
+        return ReplicaShape(pp=pool.pp, attention=attention, experts=None)
+    width = attention.dp * attention.cp * attention.tp
+    experts = ExpertSizes(ep=width) if pool.experts is None else ExpertSizes(**pool.experts.model_dump())
+    return ReplicaShape(pp=pool.pp, attention=attention, experts=experts)
+
+
+def pool_specs(config: Config, *, description: ModelDescription) -> Sequence[PoolSpec]:
+    """Every pool, ready to be placed: for a configuration that has been checked."""
+    return [
+        PoolSpec(
+            name=name,
+            replicas=pool.replicas,
+            shape=replica_shape(pool, has_experts=description.experts is not None),
+            engine=engine_settings(
+                pool_engine(config, pool), device=pool_hosts(config, pool)[0].device, description=description
+            ),
+            hosts=pool.hosts or (),
+        )
+        for name, pool in config.pools.named().items()
+    ]
