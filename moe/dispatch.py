@@ -39,6 +39,22 @@ class Dispatcher(Protocol):
         ...
 
 
+class LocalDispatcher:
+    """The block of one rank: every expert is here."""
+
+    def dispatch(
+        self, x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor, *, padded_rows: int
+    ) -> DispatchedRows:
+        """The rows as they are, without padding."""
+        del padded_rows
+        return DispatchedRows(x=x_TH, ids=ids_TK, weights=weights_TK)
+
+    def combine(self, partial_NH: torch.Tensor, *, num_rows: int) -> torch.Tensor:
+        """The sums as they are."""
+        del num_rows
+        return partial_NH
+
+
 class GatherDispatcher:
     """Every rank of the block sees every row, and a reduce-scatter sums what the experts made of it.
 
@@ -53,8 +69,6 @@ class GatherDispatcher:
     ) -> DispatchedRows:
         """Collective: all rows of the block, N = B·R, in order of the ranks' index."""
         rows, hidden = x_TH.shape
-        if self._block.size == 1:
-            return DispatchedRows(x=x_TH, ids=ids_TK, weights=weights_TK)
         pad = padded_rows - rows
         ids_TK = torch.nn.functional.pad(ids_TK.to(torch.int32), (0, 0, 0, pad), value=NO_EXPERT)
         weights_TK = torch.nn.functional.pad(weights_TK, (0, 0, 0, pad))
@@ -71,3 +85,8 @@ class GatherDispatcher:
     def combine(self, partial_NH: torch.Tensor, *, num_rows: int) -> torch.Tensor:
         """Collective: see Dispatcher."""
         return self._block.reduce_scatter(partial_NH.unflatten(0, (self._block.size, -1)))[:num_rows]
+
+
+def create_dispatcher(block: Communicator) -> Dispatcher:
+    """The dispatcher of a block."""
+    return GatherDispatcher(block) if block.size > 1 else LocalDispatcher()

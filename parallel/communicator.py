@@ -49,9 +49,9 @@ class LocalCommunicator:
 
 
 class GlooCommunicator:
-    """Collectives on host memory. A reduce-scatter is an all-to-all and a sum: faster than gloo's own, in fixed order."""
+    """Collectives on host memory. A reduce-scatter is an all-to-all and a sum: faster than gloo's, in fixed order."""
 
-    def __init__(self, group: dist.ProcessGroup, *, size: int, index: int) -> None:
+    def __init__(self, group: Any, *, size: int, index: int) -> None:
         self._group = group
         self.size = size
         self.index = index
@@ -74,7 +74,7 @@ class GlooCommunicator:
 class NcclCommunicator:
     """Collectives on device memory."""
 
-    def __init__(self, group: dist.ProcessGroup, *, size: int, index: int) -> None:
+    def __init__(self, group: Any, *, size: int, index: int) -> None:
         self._group = group
         self.size = size
         self.index = index
@@ -101,7 +101,7 @@ _all_gather = _renamed("all_gather_single", "all_gather_into_tensor")
 _reduce_scatter = _renamed("reduce_scatter_single", "reduce_scatter_tensor")
 
 
-def _run(collective: Callable[..., Any], *tensors: torch.Tensor, group: dist.ProcessGroup) -> None:
+def _run(collective: Callable[..., Any], *tensors: torch.Tensor, group: Any) -> None:
     try:
         collective(*tensors, group=group)
     except RuntimeError as error:

@@ -6,8 +6,10 @@ No default process group is made, so groups of an earlier epoch and of a neighbo
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from parallel.communicator import Communicator, GlooCommunicator, LocalCommunicator, NcclCommunicator
 from parallel.shape import ReplicaShape
@@ -29,7 +31,7 @@ def build_groups(
     *,
     global_rank: int,
     order: Sequence[tuple[int, ...]],
-    store: dist.Store,
+    store: Store,
     device_kind: str,
     host_address: str,
     timeout_s: float,
@@ -37,7 +39,7 @@ def build_groups(
     """Blocking: builds the sets of ranks in `order`, as all their members do, and names them by axis."""
     built: dict[tuple[int, ...], Communicator] = {}
     for ranks in order:
-        prefix = dist.PrefixStore("-".join(map(str, ranks)), store)
+        prefix = PrefixStore("-".join(map(str, ranks)), store)
         index = ranks.index(global_rank)
         make = _nccl if device_kind == "cuda" else _gloo
         built[ranks] = make(prefix, size=len(ranks), index=index, host_address=host_address, timeout_s=timeout_s)
@@ -48,16 +50,18 @@ def build_groups(
     return RankGroups(by_axis=by_axis)
 
 
-def _gloo(store: dist.Store, *, size: int, index: int, host_address: str, timeout_s: float) -> Communicator:
-    options = dist.ProcessGroupGloo._Options()
+def _gloo(store: Store, *, size: int, index: int, host_address: str, timeout_s: float) -> Communicator:
+    gloo: Any = dist.ProcessGroupGloo
+    options = gloo._Options()
     # Named by address: a host's own name may resolve to an interface that its peers cannot reach.
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host_address)]
+    options._devices = [gloo.create_device(hostname=host_address)]
     options._timeout = timedelta(seconds=timeout_s)
-    return GlooCommunicator(dist.ProcessGroupGloo(store, index, size, options), size=size, index=index)
+    return GlooCommunicator(gloo(store, index, size, options), size=size, index=index)
 
 
-def _nccl(store: dist.Store, *, size: int, index: int, host_address: str, timeout_s: float) -> Communicator:
+def _nccl(store: Store, *, size: int, index: int, host_address: str, timeout_s: float) -> Communicator:
     del host_address  # NCCL finds its interfaces itself
-    options = dist.ProcessGroupNCCL.Options()
+    nccl: Any = dist.ProcessGroupNCCL
+    options = nccl.Options()
     options._timeout = timedelta(seconds=timeout_s)
-    return NcclCommunicator(dist.ProcessGroupNCCL(store, index, size, options), size=size, index=index)
+    return NcclCommunicator(nccl(store, index, size, options), size=size, index=index)

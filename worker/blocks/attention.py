@@ -1,0 +1,41 @@
+"""An attention block: rows in, rows out; inside, this rank's own heads over the pages of all cp coordinates."""
+
+import torch
+
+from attention.interface import AttentionBackend, AttentionSpec
+from moe.experts import Linear
+from parallel.communicator import Communicator
+from parallel.rows import gather_rows, reduce_scatter_rows
+from worker.blocks.rope import rotate
+from worker.blocks.step_context import StepContext
+
+
+class AttentionBlock:
+    """Grouped-query attention with rotary embedding over one layer's memory kv `[N, 2, Hkv, P, D]`."""
+
+    def __init__(
+        self,
+        *,
+        qkv: Linear,
+        output: Linear,
+        spec: AttentionSpec,
+        backend: AttentionBackend,
+        kv: torch.Tensor,
+        tp: Communicator,
+    ) -> None:
+        self._qkv = qkv
+        self._output = output
+        self._spec = spec
+        self._backend = backend
+        self._kv = kv
+        self._tp = tp
+
+    def __call__(self, x_TH: torch.Tensor, context: StepContext) -> torch.Tensor:
+        """Collective over tp and cp: x [T, H] to this block's contribution [T, H]."""
+        spec = self._spec
+        heads = self._qkv(gather_rows(self._tp, x_TH)).view(-1, spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
+        qk, v = heads[:, : -spec.num_kv_heads], heads[:, -spec.num_kv_heads :]
+        qk = rotate(qk, context.cos, context.sin)
+        self._backend.write(self._kv, qk[:, spec.num_heads :], v, context.write)
+        attended = context.plan.run(qk[:, : spec.num_heads], context.exchange.run(self._kv))
+        return reduce_scatter_rows(self._tp, self._output(attended.flatten(1)))

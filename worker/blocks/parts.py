@@ -1,0 +1,108 @@
+"""Makes the parallel parts of one rank's model out of its weights. Forwards name tensors; how they are split is here."""
+
+from collections.abc import Mapping
+
+import torch
+
+from attention.interface import AttentionBackend, AttentionSpec
+from moe.dispatch import create_dispatcher
+from moe.experts import Linear, TorchExperts
+from parallel.groups import RankGroups
+from parallel.models.description import ModelDescription
+from worker.blocks.attention import AttentionBlock
+from worker.blocks.experts import ExpertBlock
+from worker.blocks.feed_forward import FeedForwardBlock
+from worker.blocks.vocabulary import Embedding, Norm, Output
+from worker.kv_memory import KvMemory
+from worker.linear import make_linear
+from worker.weights import Weights
+
+
+class Parts:
+    """The factory of one rank's blocks; each weight is taken out of `weights` as its block is made."""
+
+    def __init__(
+        self,
+        description: ModelDescription,
+        *,
+        weights: Weights,
+        groups: RankGroups,
+        memory: KvMemory,
+        spec: AttentionSpec,
+        backend: AttentionBackend,
+    ) -> None:
+        self.description = description
+        self._weights = weights
+        self._groups = groups
+        self._memory = memory
+        self._spec = spec
+        self._backend = backend
+
+    def embedding(self, name: str) -> Embedding:
+        """The token embedding; its weight stays for an output that is tied to it."""
+        return Embedding(self._weights[name])
+
+    def norm(self, name: str) -> Norm:
+        """A norm over the hidden size."""
+        return Norm(self._weights.pop(name), eps=self.description.norm_eps)
+
+    def output(self, *, norm: str, head: str) -> Output:
+        """The last norm and the output product."""
+        return Output(norm=self.norm(norm), head=make_linear([self._weights[head]]))
+
+    def attention(self, prefix: str, *, layer: int) -> AttentionBlock:
+        """The attention of the model's layer `layer`, with q_proj, k_proj, v_proj and o_proj under `prefix`."""
+        return AttentionBlock(
+            qkv=self._linear(*(f"{prefix}.{name}.weight" for name in ("q_proj", "k_proj", "v_proj"))),
+            output=self._linear(f"{prefix}.o_proj.weight"),
+            spec=self._spec,
+            backend=self._backend,
+            kv=self._memory.region[layer - self._memory.first_layer],
+            tp=self._groups["attn_tp"],
+        )
+
+    def feed_forward(self, *, gate: str, up: str, down: str) -> FeedForwardBlock:
+        """A dense feed-forward block of the three tensors named."""
+        return FeedForwardBlock(gate_up=self._linear(gate, up), down=self._linear(down), tp=self._groups["attn_tp"])
+
+    def experts(self, *, gate: str, expert: str, names: Mapping[str, str]) -> ExpertBlock:
+        """A block of experts: `expert` is a prefix with `{}` for the expert's number, `names` give gate, up, down."""
+        experts = self.description.experts
+        assert experts is not None
+        own = [
+            index
+            for index in range(experts.num_experts)
+            if self._tensor_of(expert, index, names["up"]) in self._weights
+        ]
+        gate_up = [
+            self._linear(self._tensor_of(expert, index, names["gate"]), self._tensor_of(expert, index, names["up"]))
+            for index in own
+        ]
+        down = [self._linear(self._tensor_of(expert, index, names["down"])) for index in own]
+        return ExpertBlock(
+            gate=make_linear([self._weights.pop(gate)]),
+            top_k=experts.top_k,
+            dispatcher=create_dispatcher(self._groups["block"]),
+            experts=TorchExperts(first=own[0], gate_up=gate_up, down=down),
+        )
+
+    def _linear(self, *names: str) -> Linear:
+        return make_linear([self._weights.pop(name) for name in names])
+
+    @staticmethod
+    def _tensor_of(expert: str, index: int, name: str) -> str:
+        return f"{expert.format(index)}.{name}.weight"
+
+
+def attention_spec(description: ModelDescription, *, memory: KvMemory, num_heads: int, page_size: int) -> AttentionSpec:
+    """The attention of one rank with `num_heads` query heads."""
+    region: torch.Tensor = memory.region
+    return AttentionSpec(
+        num_heads=num_heads,
+        num_kv_heads=memory.num_kv_heads,
+        head_dim=description.head_dim,
+        page_size=page_size,
+        scale=description.head_dim**-0.5,
+        dtype=region.dtype,
+        device=region.device,
+    )

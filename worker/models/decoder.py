@@ -1,0 +1,37 @@
+"""The forward that decoder-only models share: pre-norm residual blocks of attention and feed-forward."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from worker.blocks.step_context import StepContext
+
+#: Rows [T, H] to a contribution [T, H].
+Block = Callable[[torch.Tensor, StepContext], torch.Tensor]
+Norm = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderLayer:
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    input_norm: Norm
+    attention: Block
+    post_attention_norm: Norm
+    feed_forward: Block
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """The layers of one stage."""
+
+    layers: Sequence[DecoderLayer]
+
+    def __call__(self, x_TH: torch.Tensor, context: StepContext, *, on_layer: Callable[[int], None]) -> torch.Tensor:
+        """x [T, H] through the stage's layers; `on_layer(i)` is called when the i-th of them is computed."""
+        for index, layer in enumerate(self.layers):
+            x_TH = x_TH + layer.attention(layer.input_norm(x_TH), context)
+            x_TH = x_TH + layer.feed_forward(layer.post_attention_norm(x_TH), context)
+            on_layer(index)
+        return x_TH

@@ -1,0 +1,17 @@
+"""Finds a family's layers. A new family is one line here."""
+
+from collections.abc import Callable
+
+from worker.blocks.parts import Parts
+from worker.models import llama, mixtral
+from worker.models.decoder import DecoderLayer
+
+FAMILIES: dict[str, Callable[..., DecoderLayer]] = {
+    "llama": llama.build_layer,
+    "mixtral": mixtral.build_layer,
+}
+
+
+def build_layer(parts: Parts, *, layer: int) -> DecoderLayer:
+    """Layer `layer` of the family that `parts` describes."""
+    return FAMILIES[parts.description.family](parts, layer=layer)
