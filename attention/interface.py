@@ -51,7 +51,11 @@ class AttentionPlan(Protocol):
     """One step's attention, the same for every layer of a cache group."""
 
     def run(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-        """Attention of q [T, Hq, D] over the layer memory kv [N, 2, Hkv, P, D]; returns [T, Hq, D]. Scales by `scale`."""
+        """Attention of q [T, Hq, D] over the layer memory kv [N, 2, Hkv, P, D]; returns [T, Hq, D]. Scales by `scale`.
+
+        kv is contiguous and finite everywhere, also where nothing was written yet: memory starts as zeros, because
+        what a mask hides is still multiplied, by zero. A row that sees nothing gives zeros.
+        """
         ...
 
     def run_with_lse(self, q: torch.Tensor, kv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
