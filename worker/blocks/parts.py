@@ -1,4 +1,4 @@
-"""Makes the parallel parts of one rank's model out of its weights. Forwards name tensors; how they are split is here."""
+"""Makes the parallel parts of one rank's model out of its weights. Forwards name tensors; the splits are here."""
 
 from collections.abc import Mapping
 
