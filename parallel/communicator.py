@@ -1,5 +1,6 @@
 """Collectives over one group. A group of one rank has a communicator of its own kind, so that callers never ask."""
 
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -33,6 +34,20 @@ class Communicator(Protocol):
         ...
 
 
+class CollectiveClock:
+    """Adds up the time that a rank spends inside blocking collectives, waiting for its peers included."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._start = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *exc: object) -> None:
+        self.seconds += time.perf_counter() - self._start
+
+
 class LocalCommunicator:
     """The group of one rank: every collective is a view."""
 
@@ -51,8 +66,9 @@ class LocalCommunicator:
 class GlooCommunicator:
     """Collectives on host memory. A reduce-scatter is an all-to-all and a sum: faster than gloo's, in fixed order."""
 
-    def __init__(self, group: Any, *, size: int, index: int) -> None:
+    def __init__(self, group: Any, *, size: int, index: int, clock: CollectiveClock) -> None:
         self._group = group
+        self._clock = clock
         self.size = size
         self.index = index
 
@@ -60,14 +76,16 @@ class GlooCommunicator:
         """Collective: see Communicator."""
         out = x.new_empty((self.size, *x.shape))
         if x.numel():
-            _run(_all_gather, out, x.contiguous(), group=self._group)
+            with self._clock:
+                _run(_all_gather, out, x.contiguous(), group=self._group)
         return out
 
     def reduce_scatter(self, x: torch.Tensor) -> torch.Tensor:
         """Collective: see Communicator."""
         received = torch.empty_like(x)
         if x.numel():
-            _run(dist.all_to_all_single, received, x.contiguous(), group=self._group)
+            with self._clock:
+                _run(dist.all_to_all_single, received, x.contiguous(), group=self._group)
         return received.sum(0)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
-from parallel.communicator import Communicator, GlooCommunicator, LocalCommunicator, NcclCommunicator
+from parallel.communicator import CollectiveClock, Communicator, GlooCommunicator, LocalCommunicator, NcclCommunicator
 from parallel.shape import ReplicaShape
 
 
@@ -35,14 +35,23 @@ def build_groups(
     device_kind: str,
     host_address: str,
     timeout_s: float,
+    clock: CollectiveClock,
 ) -> RankGroups:
-    """Blocking: builds the sets of ranks in `order`, as all their members do, and names them by axis."""
+    """Blocking: builds the sets of ranks in `order`, as all their members do, and names them by axis.
+
+    `timeout_s` bounds the building and each collective after it; `clock` adds up the time in blocking collectives.
+    """
     built: dict[tuple[int, ...], Communicator] = {}
     for ranks in order:
         prefix = PrefixStore("-".join(map(str, ranks)), store)
         index = ranks.index(global_rank)
-        make = _nccl if device_kind == "cuda" else _gloo
-        built[ranks] = make(prefix, size=len(ranks), index=index, host_address=host_address, timeout_s=timeout_s)
+        timeout = timedelta(seconds=timeout_s)
+        if device_kind == "cuda":
+            group = _nccl(prefix, size=len(ranks), index=index, timeout=timeout)
+            built[ranks] = NcclCommunicator(group, size=len(ranks), index=index)
+        else:
+            group = _gloo(prefix, size=len(ranks), index=index, timeout=timeout, host_address=host_address)
+            built[ranks] = GlooCommunicator(group, size=len(ranks), index=index, clock=clock)
     by_axis = {}
     for axis in shape.axes:
         ranks = shape.group_of(global_rank, axis).ranks
@@ -50,18 +59,17 @@ def build_groups(
     return RankGroups(by_axis=by_axis)
 
 
-def _gloo(store: Store, *, size: int, index: int, host_address: str, timeout_s: float) -> Communicator:
+def _gloo(store: Store, *, size: int, index: int, timeout: timedelta, host_address: str) -> Any:
     gloo: Any = dist.ProcessGroupGloo
     options = gloo._Options()
     # Named by address: a host's own name may resolve to an interface that its peers cannot reach.
     options._devices = [gloo.create_device(hostname=host_address)]
-    options._timeout = timedelta(seconds=timeout_s)
-    return GlooCommunicator(gloo(store, index, size, options), size=size, index=index)
+    options._timeout = timeout
+    return gloo(store, index, size, options)
 
 
-def _nccl(store: Store, *, size: int, index: int, host_address: str, timeout_s: float) -> Communicator:
-    del host_address  # NCCL finds its interfaces itself
+def _nccl(store: Store, *, size: int, index: int, timeout: timedelta) -> Any:
     nccl: Any = dist.ProcessGroupNCCL
     options = nccl.Options()
-    options._timeout = timedelta(seconds=timeout_s)
-    return NcclCommunicator(nccl(store, index, size, options), size=size, index=index)
+    options._timeout = timeout
+    return nccl(store, index, size, options)

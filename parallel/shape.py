@@ -68,11 +68,12 @@ class ReplicaShape:
     def __post_init__(self) -> None:
         if self.pp < 1:
             raise ValueError(f"pp is {self.pp}: a size is 1 or more")
-        if self.experts is None:
+        # Built here, for a mesh refuses sizes below 1: two negative ones have a product that looks right.
+        width = self.attention_mesh.size
+        if self.expert_mesh is None or self.experts is None:
             return
         sizes = self.experts
-        width = self.attention_mesh.size
-        product = sizes.moe_dp * sizes.ep * sizes.moe_tp
+        product = self.expert_mesh.size
         if product != width:
             attention = self.attention
             raise ValueError(

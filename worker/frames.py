@@ -1,5 +1,6 @@
 """Protobuf messages over a stream socket: four bytes of length, little-endian, then the message."""
 
+import contextlib
 import socket
 import struct
 import threading
@@ -33,10 +34,8 @@ class FrameSocket:
 
     def close(self) -> None:
         """Ends both directions, so that a thread blocked in `receive` wakes; idempotent."""
-        try:
+        with contextlib.suppress(OSError):  # the other end closed first
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the other end closed first
         self._socket.close()
 
     def _read(self, size: int) -> bytes | None:

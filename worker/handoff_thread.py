@@ -25,6 +25,10 @@ from worker.transport.interface import Transport
 _POLL_S = 0.002
 
 
+#: A chunk, and what blocks until its KV is computed.
+_Ordered = tuple[PlacedChunk, Callable[[], None]]
+
+
 @dataclass(kw_only=True)
 class _Order:
     """The writes of one chunk: those under way, and what is to be reported."""
@@ -65,7 +69,7 @@ class HandoffThread:
         self._report = report
         self._fail = fail
         self._peers: dict[tuple[str, int], _Peer] = {}
-        self._inbox: queue.SimpleQueue[control_pb2.Peer | PlacedChunk | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[control_pb2.Peer | _Ordered | None] = queue.SimpleQueue()
         self._orders: list[_Order] = []
         self._thread = threading.Thread(target=self._run, name="handoff", daemon=True)
         self._thread.start()
@@ -74,9 +78,12 @@ class HandoffThread:
         """Makes a target replica known; chunks for it may follow."""
         self._inbox.put(peer)
 
-    def send(self, item: PlacedChunk) -> None:
-        """Writes the KV that this rank holds of the chunk's positions; every order is answered by one report."""
-        self._inbox.put(item)
+    def send(self, item: PlacedChunk, *, wait: Callable[[], None]) -> None:
+        """Writes the KV that this rank holds of the chunk's positions; every order is answered by one report.
+
+        `wait` blocks until the device has computed that KV.
+        """
+        self._inbox.put((item, wait))
 
     def close(self) -> None:
         """Ends the thread after what was ordered is written; idempotent."""
@@ -104,7 +111,9 @@ class HandoffThread:
         if isinstance(item, control_pb2.Peer):
             self._add_peer(item)
         else:
-            self._begin(item)
+            chunk, wait = item
+            wait()
+            self._begin(chunk)
         return True
 
     def _add_peer(self, peer: control_pb2.Peer) -> None:

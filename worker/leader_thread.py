@@ -1,0 +1,101 @@
+"""The thread in which a replica's leader schedules: messages in, step plans and events out."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from parallel.settings import EngineSettings
+from parallel.shape import ReplicaShape
+from proto import control_pb2, step_pb2
+from worker.engine.leader import Leader
+
+
+class StepTimeoutError(RuntimeError):
+    """Ranks did not answer a step in time."""
+
+
+class LeaderThread:
+    """Drains everything that has arrived, plans while it may, then tells the router: one message for all of it."""
+
+    def __init__(
+        self,
+        *,
+        shape: ReplicaShape,
+        settings: EngineSettings,
+        broadcast: Callable[[step_pb2.ToMember], None],
+        tell_router: Callable[[control_pb2.FromReplica], None],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self._leader = Leader(shape=shape, settings=settings)
+        self._step_timeout_s = settings.step_timeout_s
+        self._broadcast = broadcast
+        self._tell_router = tell_router
+        self._fail = fail
+        self._inbox: queue.SimpleQueue[control_pb2.ToReplica | step_pb2.FromMember | None] = queue.SimpleQueue()
+        self._oldest: tuple[int, float] | None = None
+        self._thread = threading.Thread(target=self._run, name="leader", daemon=True)
+        self._thread.start()
+
+    def put(self, message: control_pb2.ToReplica | step_pb2.FromMember) -> None:
+        """Hands a message of the router or of a rank to the leader."""
+        self._inbox.put(message)
+
+    def close(self) -> None:
+        """Ends the thread; idempotent."""
+        self._inbox.put(None)
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        try:
+            while self._take():
+                self._plan()
+                events = self._leader.take_events()
+                if events:
+                    self._tell_router(control_pb2.FromReplica(events=events))
+                if self._leader.is_idle:
+                    self._leader.check_integrity()
+                self._watch_steps()
+        except BaseException as error:  # the thread's edge: the rank must not go on without it
+            self._fail(error)
+
+    def _take(self) -> bool:
+        """Waits for a message and takes all that are there; False when closed."""
+        try:
+            message = self._inbox.get(timeout=1.0)
+            while True:
+                if message is None:
+                    return False
+                self._handle(message)
+                message = self._inbox.get_nowait()
+        except queue.Empty:
+            return True
+
+    def _handle(self, message: control_pb2.ToReplica | step_pb2.FromMember) -> None:
+        if isinstance(message, step_pb2.FromMember):
+            if message.WhichOneof("message") == "result":
+                self._leader.handle_result(message.result)
+            else:
+                self._leader.handle_writes(message.writes)
+        elif message.WhichOneof("message") == "peer":
+            self._broadcast(step_pb2.ToMember(peer=message.peer))
+        else:
+            self._leader.handle(message)
+
+    def _plan(self) -> None:
+        while self._leader.can_plan:
+            plan = self._leader.next_plan()
+            if plan is None:
+                return
+            self._broadcast(step_pb2.ToMember(plan=plan))
+
+    def _watch_steps(self) -> None:
+        """StepTimeoutError naming the silent ranks where the oldest step has run for longer than a step may."""
+        step = self._leader.oldest_step
+        if step is None:
+            self._oldest = None
+        elif self._oldest is None or self._oldest[0] != step[0]:
+            self._oldest = (step[0], time.monotonic())
+        elif time.monotonic() - self._oldest[1] > self._step_timeout_s:
+            silent = ", ".join(map(str, sorted(step[1])))
+            raise StepTimeoutError(f"ranks {silent} did not answer step {step[0]} within {self._step_timeout_s:g} s")

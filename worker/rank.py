@@ -1,0 +1,150 @@
+"""A rank process: one device, one socket to its launcher, one assignment at a time.
+
+The main thread runs torch. A reader thread answers the launcher's pings, so that a step of any length does not look
+like a hang, and hands messages on. The process ends with its launcher: by the end of the socket or, should it be
+stopped then, by the kernel.
+"""
+
+import argparse
+import ctypes
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+from torch._C._distributed_c10d import PrefixStore, TCPStore
+
+from parallel.communicator import PeerLostError
+from proto import control_pb2
+from worker.frames import FrameSocket
+from worker.rank_runtime import Inbox, RankRuntime
+
+logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+
+
+class RankProcess:
+    """The process's state: its current runtime, and the store that it serves where it leads a replica."""
+
+    def __init__(self, link: FrameSocket, *, rendezvous_fd: int) -> None:
+        self._link = link
+        self._rendezvous_fd = rendezvous_fd
+        self._inbox: Inbox = queue.SimpleQueue()
+        self._runtime: RankRuntime | None = None
+        self._store: TCPStore | None = None
+
+    def run(self) -> None:
+        """Blocking: serves until the launcher is gone."""
+        threading.Thread(target=self._read, name="launcher", daemon=True).start()
+        while True:
+            item = self._inbox.get()
+            try:
+                if isinstance(item, control_pb2.AssignRank):
+                    self._assign(item)
+                else:
+                    runtime, message = item
+                    if runtime is self._runtime:
+                        runtime.handle(message)
+            except Exception as error:  # the process's edge
+                self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the launcher why this rank ends, and ends it: what it holds cannot be trusted any more."""
+        logger.error("rank failed: %s", error, exc_info=error)
+        status = "FAILED_PRECONDITION" if isinstance(error, ValueError) else "INTERNAL"
+        failure = control_pb2.RankFailure(
+            reason=f"{type(error).__name__}: {error}", cause=not isinstance(error, PeerLostError), status=status
+        )
+        self._tell(control_pb2.FromRank(failure=failure))
+        logging.shutdown()
+        os._exit(1)
+
+    def _assign(self, message: control_pb2.AssignRank) -> None:
+        started = time.perf_counter()
+        if self._runtime is not None:
+            self._runtime.close()
+            self._runtime = None
+        assignment, rank = message.assignment, message.global_rank
+        self._runtime = RankRuntime(
+            assignment,
+            global_rank=rank,
+            store=PrefixStore(f"{assignment.replica}/{assignment.epoch}", self._connect_store(assignment, rank=rank)),
+            inbox=self._inbox,
+            tell_launcher=self._tell,
+            fail=self.fail,
+        )
+        logger.info("assigned replica=%s rank=%d epoch=%d", assignment.replica, rank, assignment.epoch)
+        ready = control_pb2.RankReady(
+            global_rank=rank, endpoint=self._runtime.endpoint, seconds=time.perf_counter() - started
+        )
+        self._tell(control_pb2.FromRank(ready=ready))
+
+    def _connect_store(self, assignment: control_pb2.AssignRequest, *, rank: int) -> Any:
+        """The replica's store: the leader serves it on its device's reserved port for as long as its process lives."""
+        timeout = timedelta(seconds=assignment.engine.step_timeout_s)
+        address, port = assignment.rendezvous_address, assignment.rendezvous_port
+        if rank != 0:
+            return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)
+        if self._store is None:
+            self._store = TCPStore(
+                address,
+                port,
+                is_master=True,
+                wait_for_workers=False,
+                timeout=timeout,
+                master_listen_fd=self._rendezvous_fd,
+            )
+        return self._store
+
+    def _read(self) -> None:
+        for payload in self._link:
+            message = control_pb2.ToRank.FromString(payload)
+            kind = message.WhichOneof("message")
+            if kind == "ping":
+                self._tell(control_pb2.FromRank(pong=control_pb2.Pong()))
+            elif kind == "assign":
+                self._inbox.put(message.assign)
+            elif self._runtime is not None:
+                self._runtime.to_leader(message.replica)
+        os._exit(0)  # the launcher is gone
+
+    def _tell(self, message: control_pb2.FromRank) -> None:
+        try:
+            self._link.send(message.SerializeToString())
+        except OSError:
+            os._exit(0)  # the launcher is gone
+
+
+def main() -> None:
+    """The process's entry: `python -m worker.rank --link-fd N --rendezvous-fd N`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--link-fd", type=int, required=True)
+    parser.add_argument("--rendezvous-fd", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    options = parser.parse_args()
+    _die_with_parent(options.parent)
+    # Ctrl-C reaches the whole foreground group; the launcher decides when its ranks end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("nixl_cu12._api").setLevel(logging.WARNING)
+    # The main thread comes back from every operator for Python's lock: half a millisecond is as long as it may wait.
+    sys.setswitchinterval(0.0005)
+    RankProcess(FrameSocket(socket.socket(fileno=options.link_fd)), rendezvous_fd=options.rendezvous_fd).run()
+
+
+def _die_with_parent(parent: int) -> None:
+    """The kernel kills this process when its launcher ends, even where it is stopped and cannot read its socket."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""One rank under one assignment: built from it, run by the main thread, closed before the next."""
+
+import logging
+import queue
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._C._distributed_c10d import PrefixStore
+
+from parallel.checkpoint import resolve_model
+from parallel.communicator import CollectiveClock
+from parallel.groups import build_groups
+from parallel.handoff import cache_layout
+from parallel.models.registry import describe_checkpoint
+from parallel.wire import check_assignment, settings_from_wire, shape_from_wire
+from proto import control_pb2, step_pb2
+from worker.device import torch_device
+from worker.handoff_plan import SourceMemory
+from worker.handoff_thread import HandoffThread
+from worker.kv_memory import allocate_kv
+from worker.leader_thread import LeaderThread
+from worker.rank_model import build_model, resolve_dtype
+from worker.runner import ModelRunner
+from worker.star import LeaderStar, MemberStar
+from worker.step_rows import SequenceTables
+from worker.transport.interface import MemoryRegion
+from worker.transport.nixl import NixlTransport
+
+logger = logging.getLogger(__name__)
+
+Inbox = queue.SimpleQueue[Any]
+
+
+class RankRuntime:
+    """Groups, weights, KV memory, star and, on rank 0, the leader. Everything in it belongs to one epoch."""
+
+    def __init__(
+        self,
+        assignment: control_pb2.AssignRequest,
+        *,
+        global_rank: int,
+        store: Any,
+        inbox: Inbox,
+        tell_launcher: Callable[[control_pb2.FromRank], None],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        """Blocking, collective over the replica: ValueError where the assignment contradicts itself or the model."""
+        given = next(rank for rank in assignment.ranks if rank.global_rank == global_rank)
+        self._assignment = assignment
+        self._inbox = inbox
+        self._tell_launcher = tell_launcher
+        self._fail = fail
+        self._shape = shape_from_wire(assignment.sizes)
+        self._settings = settings_from_wire(assignment.engine)
+        self._coordinates = check_assignment(self._shape, given)
+        self._device = torch_device(assignment.device_kind, index=given.device)
+        self._clock = CollectiveClock()
+        self._groups = self._build_groups(given, store)
+        self._build_model()
+        self._leader: LeaderThread | None = None
+        self._star = self._join_star(store)
+
+    @property
+    def endpoint(self) -> bytes:
+        """What a hand-off peer needs to write here."""
+        return self._endpoint
+
+    def to_leader(self, message: control_pb2.ToReplica) -> None:
+        """Hands a message of the router to the leader; ValueError where this rank is not it or the epoch is stale."""
+        if self._leader is None:
+            raise ValueError(f"rank {self._coordinates.global_rank} of {self._assignment.replica} is not its leader")
+        self._leader.put(message)
+
+    def handle(self, message: step_pb2.ToMember) -> None:
+        """Takes one message of the leader: runs a step, or makes a hand-off peer known."""
+        if message.WhichOneof("message") == "peer":
+            self._handoff.connect(message.peer)
+            return
+        result = self._runner.run(message.plan)
+        self._star.send(step_pb2.FromMember(result=result()))
+
+    def close(self) -> None:
+        """Ends threads and connections; idempotent."""
+        if self._leader is not None:
+            self._leader.close()
+        self._star.close()
+        self._handoff.close()
+
+    def _build_groups(self, given: control_pb2.RankAssignment, store: Any) -> Any:
+        self._progress("groups", 0.0)
+        return build_groups(
+            self._shape,
+            global_rank=given.global_rank,
+            order=[tuple(group.ranks) for group in given.groups],
+            store=PrefixStore("groups", store),
+            device_kind=self._assignment.device_kind,
+            host_address=self._assignment.host_address,
+            timeout_s=self._settings.step_timeout_s,
+            clock=self._clock,
+        )
+
+    def _build_model(self) -> None:
+        shape, settings, coordinates = self._shape, self._settings, self._coordinates
+        folder = resolve_model(self._assignment.model)
+        description = describe_checkpoint(folder)
+        dtype = resolve_dtype(settings.dtype)
+        memory = allocate_kv(
+            description, shape=shape, coordinates=coordinates, settings=settings, dtype=dtype, device=self._device
+        )
+        model = build_model(
+            folder,
+            description,
+            shape=shape,
+            coordinates=coordinates,
+            settings=settings,
+            groups=self._groups,
+            memory=memory,
+            progress=lambda fraction: self._progress("weights", fraction),
+        )
+        region = MemoryRegion(
+            address=memory.region.data_ptr(),
+            num_bytes=memory.region.nbytes,
+            layer_bytes=memory.layer_bytes,
+            device=None if self._device.type == "cpu" else self._device.index,
+        )
+        transport = NixlTransport(region)
+        self._endpoint = transport.endpoint().SerializeToString()
+        self._handoff = HandoffThread(
+            transport,
+            description=description,
+            layout=cache_layout(description, shape=shape, page_size=settings.page_size),
+            coordinates=coordinates,
+            memory=SourceMemory(
+                base_address=region.address,
+                layer_bytes=region.layer_bytes,
+                element_bytes=dtype.itemsize,
+                token_elements=description.head_dim,
+            ),
+            report=lambda done: self._star.send(step_pb2.FromMember(writes=done)),
+            fail=self._fail,
+        )
+        self._memory = memory
+        self._runner = ModelRunner(
+            model,
+            tables=SequenceTables(
+                shape=shape,
+                coordinates=coordinates,
+                page_size=settings.page_size,
+                max_sequences=settings.max_sequences,
+            ),
+            settings=settings,
+            num_slots=shape.attention.dp * settings.max_sequences,
+            global_rank=coordinates.global_rank,
+            cp=self._groups["attn_cp"],
+            clock=self._clock,
+            hand_off=lambda item, wait: self._handoff.send(item, wait=wait),
+        )
+
+    def _join_star(self, store: Any) -> LeaderStar | MemberStar:
+        join = step_pb2.Join(
+            global_rank=self._coordinates.global_rank, epoch=self._assignment.epoch, secret=self._assignment.secret
+        )
+        timeout_s = self._settings.step_timeout_s
+
+        def deliver_own(message: step_pb2.ToMember) -> None:
+            self._inbox.put((self, message))
+
+        if self._coordinates.global_rank != 0:
+            return MemberStar(store=store, join=join, timeout_s=timeout_s, deliver=deliver_own)
+
+        def deliver(message: step_pb2.FromMember) -> None:
+            assert self._leader is not None
+            self._leader.put(message)
+
+        star = LeaderStar(
+            store=store,
+            address=self._assignment.host_address,
+            join=join,
+            world_size=self._shape.world_size,
+            timeout_s=timeout_s,
+            deliver=deliver,
+            deliver_own=deliver_own,
+        )
+        self._leader = LeaderThread(
+            shape=self._shape,
+            settings=self._settings,
+            broadcast=star.broadcast,
+            tell_router=lambda events: self._tell_launcher(control_pb2.FromRank(replica=events)),
+            fail=self._fail,
+        )
+        return star
+
+    def _progress(self, phase: str, fraction: float) -> None:
+        progress = control_pb2.RankProgress(global_rank=self._coordinates.global_rank, phase=phase, fraction=fraction)
+        self._tell_launcher(control_pb2.FromRank(progress=progress))
+
+
+def describe_runtime(device: torch.device) -> str:
+    """One line about where a rank runs, for its log."""
+    return f"device={device} threads={torch.get_num_threads()} torch={torch.__version__}"
