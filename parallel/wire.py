@@ -64,6 +64,7 @@ def assign_request(
     router_id: int,
     epoch: int,
     secret: int,
+    start_timeout_s: float,
 ) -> control_pb2.AssignRequest:
     """The assignment of one host's ranks of one replica. `addresses` are the host's own and the leader's host's."""
     own_address, leader_address = addresses
@@ -80,6 +81,7 @@ def assign_request(
         rendezvous_address=leader_address,
         rendezvous_port=rendezvous_port,
         secret=secret,
+        start_timeout_s=start_timeout_s,
         ranks=[
             _rank_assignment(replica.shape, global_rank=rank, device=replica.placements[rank].device)
             for rank in replica.ranks_on(host.name)

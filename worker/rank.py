@@ -50,8 +50,8 @@ class RankProcess:
                     self._assign(item)
                 else:
                     runtime, message = item
-                    if runtime is self._runtime:
-                        runtime.handle(message)
+                    if self._runtime is not None and runtime is self._runtime:
+                        self._runtime.handle(message)
             except Exception as error:  # the process's edge
                 self.fail(error)
 
@@ -88,7 +88,7 @@ class RankProcess:
 
     def _connect_store(self, assignment: control_pb2.AssignRequest, *, rank: int) -> Any:
         """The replica's store: the leader serves it on its device's reserved port for as long as its process lives."""
-        timeout = timedelta(seconds=assignment.engine.step_timeout_s)
+        timeout = timedelta(seconds=assignment.start_timeout_s)
         address, port = assignment.rendezvous_address, assignment.rendezvous_port
         if rank != 0:
             return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)
@@ -128,12 +128,13 @@ def main() -> None:
     parser.add_argument("--link-fd", type=int, required=True)
     parser.add_argument("--rendezvous-fd", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--log-level", default="WARNING")
     options = parser.parse_args()
     _die_with_parent(options.parent)
     # Ctrl-C reaches the whole foreground group; the launcher decides when its ranks end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("nixl_cu12._api").setLevel(logging.WARNING)
+    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("nixl_cu12").setLevel(logging.WARNING)
     # The main thread comes back from every operator for Python's lock: half a millisecond is as long as it may wait.
     sys.setswitchinterval(0.0005)
     RankProcess(FrameSocket(socket.socket(fileno=options.link_fd)), rendezvous_fd=options.rendezvous_fd).run()

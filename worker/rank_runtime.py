@@ -1,11 +1,9 @@
 """One rank under one assignment: built from it, run by the main thread, closed before the next."""
 
-import logging
 import queue
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch._C._distributed_c10d import PrefixStore
 
 from parallel.checkpoint import resolve_model
@@ -26,8 +24,6 @@ from worker.star import LeaderStar, MemberStar
 from worker.step_rows import SequenceTables
 from worker.transport.interface import MemoryRegion
 from worker.transport.nixl import NixlTransport
-
-logger = logging.getLogger(__name__)
 
 Inbox = queue.SimpleQueue[Any]
 
@@ -161,7 +157,7 @@ class RankRuntime:
         join = step_pb2.Join(
             global_rank=self._coordinates.global_rank, epoch=self._assignment.epoch, secret=self._assignment.secret
         )
-        timeout_s = self._settings.step_timeout_s
+        timeout_s = self._assignment.start_timeout_s
 
         def deliver_own(message: step_pb2.ToMember) -> None:
             self._inbox.put((self, message))
@@ -194,8 +190,3 @@ class RankRuntime:
     def _progress(self, phase: str, fraction: float) -> None:
         progress = control_pb2.RankProgress(global_rank=self._coordinates.global_rank, phase=phase, fraction=fraction)
         self._tell_launcher(control_pb2.FromRank(progress=progress))
-
-
-def describe_runtime(device: torch.device) -> str:
-    """One line about where a rank runs, for its log."""
-    return f"device={device} threads={torch.get_num_threads()} torch={torch.__version__}"

@@ -125,7 +125,7 @@ class ModelRunner:
         return plan_exchange(self._cp, tables=tables, device=self._model.device)
 
     def _draw(self, rows: StepRows, x_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [S, V] and tokens [S] of the rows that end a chunk; the tokens stay on the device for the next step."""
+        """Logits [S, V] and tokens [S] of the rows that end a chunk; the tokens stay on the device."""
         index = torch.tensor([row for row, _ in rows.draws], dtype=torch.int64, device=x_TH.device)
         if not rows.draws:
             return x_TH.new_empty((0, 0)), index

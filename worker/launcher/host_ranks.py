@@ -1,0 +1,174 @@
+"""The ranks of one host under one lease: started on demand, assigned, watched, ended together."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from proto import control_pb2
+from worker.launcher.rank_handle import RankCallbacks, RankHandle, StartRank
+
+logger = logging.getLogger(__name__)
+
+_PING_INTERVAL_S = 0.5
+
+
+class AssignmentError(Exception):
+    """An assignment that cannot be taken; `status` is the gRPC status code's name."""
+
+    def __init__(self, message: str, *, status: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(kw_only=True)
+class _Rank:
+    """A live rank, what it is assigned to, and when it was last heard."""
+
+    handle: RankHandle
+    device: int
+    replica: str = ""
+    epoch: int = 0
+    global_rank: int = -1
+    heard: float = field(default_factory=time.monotonic)
+    failure: control_pb2.RankFailure | None = None
+    hung: str = ""
+
+
+@dataclass(kw_only=True)
+class _Replica:
+    """The part of a replica that this host holds."""
+
+    epoch: int
+    assign_events: asyncio.Queue[control_pb2.AssignEvent | AssignmentError] = field(default_factory=asyncio.Queue)
+    from_leader: asyncio.Queue[control_pb2.FromReplica] = field(default_factory=asyncio.Queue)
+
+
+class HostRanks:
+    """All its methods belong to one event loop. `host_events` is what the router's Watch stream carries."""
+
+    def __init__(self, start_rank: StartRank, *, heartbeat_timeout_s: float) -> None:
+        self.host_events: asyncio.Queue[control_pb2.HostEvent] = asyncio.Queue()
+        self._start_rank = start_rank
+        self._heartbeat_timeout_s = heartbeat_timeout_s
+        self._by_device: dict[int, _Rank] = {}
+        self._replicas: dict[str, _Replica] = {}
+        self._stopping = False
+        self._pinger = asyncio.create_task(self._ping())
+
+    async def assign(self, request: control_pb2.AssignRequest) -> AsyncIterator[control_pb2.AssignEvent]:
+        """Brings this host's ranks of a replica to `request`; AssignmentError where one of them cannot."""
+        known = self._replicas.get(request.replica)
+        if known is not None and request.epoch <= known.epoch:
+            raise AssignmentError(
+                f"epoch {request.epoch} of {request.replica} is stale: this host has epoch {known.epoch}",
+                status="FAILED_PRECONDITION",
+            )
+        replica = self._replicas[request.replica] = _Replica(epoch=request.epoch)
+        for given in request.ranks:
+            self._assign_rank(request, given)
+        ready = 0
+        while ready < len(request.ranks):
+            event = await replica.assign_events.get()
+            if isinstance(event, AssignmentError):
+                raise event
+            ready += event.WhichOneof("event") == "ready"
+            yield event
+
+    def attach(self, replica: str, *, epoch: int) -> "asyncio.Queue[control_pb2.FromReplica]":
+        """The queue of what the replica's leader says; AssignmentError where (replica, epoch) is not the one here."""
+        known = self._replicas.get(replica)
+        if known is None or known.epoch != epoch:
+            has = "nothing" if known is None else f"epoch {known.epoch}"
+            raise AssignmentError(
+                f"epoch {epoch} of {replica} is not assigned here: this host has {has}", status="FAILED_PRECONDITION"
+            )
+        if self._leader(replica) is None:
+            raise AssignmentError(f"the leader of {replica} is not on this host", status="FAILED_PRECONDITION")
+        return known.from_leader
+
+    def to_leader(self, replica: str, message: control_pb2.ToReplica) -> None:
+        """Hands a message to the leader of `replica`; one for a leader that has ended is dropped."""
+        leader = self._leader(replica)
+        if leader is not None:
+            leader.handle.send(control_pb2.ToRank(replica=message))
+
+    async def stop(self) -> None:
+        """Ends every rank and waits until all are gone; idempotent."""
+        self._stopping = True
+        self._pinger.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._pinger
+        await asyncio.gather(*(rank.handle.stop() for rank in list(self._by_device.values())))
+
+    def _assign_rank(self, request: control_pb2.AssignRequest, given: control_pb2.RankAssignment) -> None:
+        rank = self._by_device.get(given.device)
+        if rank is None:
+            rank = self._by_device[given.device] = self._start(given.device)
+        rank.replica, rank.epoch, rank.global_rank = request.replica, request.epoch, given.global_rank
+        assign = control_pb2.AssignRank(assignment=request, global_rank=given.global_rank)
+        rank.handle.send(control_pb2.ToRank(assign=assign))
+
+    def _start(self, device: int) -> _Rank:
+        callbacks = RankCallbacks(
+            message=lambda message: self._on_message(device, message), ended=lambda reason: self._on_end(device, reason)
+        )
+        return _Rank(handle=self._start_rank(device, callbacks), device=device)
+
+    def _leader(self, replica: str) -> _Rank | None:
+        ranks = (rank for rank in self._by_device.values() if rank.replica == replica and rank.global_rank == 0)
+        return next(ranks, None)
+
+    def _on_message(self, device: int, message: control_pb2.FromRank) -> None:
+        rank = self._by_device[device]
+        rank.heard = time.monotonic()
+        kind = message.WhichOneof("message")
+        if kind == "failure":
+            rank.failure = message.failure
+            return
+        replica = self._replicas.get(rank.replica)
+        if replica is None or replica.epoch != rank.epoch:
+            return
+        if kind == "replica":
+            replica.from_leader.put_nowait(message.replica)
+        elif kind == "progress":
+            replica.assign_events.put_nowait(control_pb2.AssignEvent(progress=message.progress))
+        elif kind == "ready":
+            replica.assign_events.put_nowait(control_pb2.AssignEvent(ready=message.ready))
+
+    def _on_end(self, device: int, reason: str) -> None:
+        rank = self._by_device.pop(device)
+        if self._stopping:
+            return
+        failure = rank.failure or control_pb2.RankFailure(reason=rank.hung or reason, cause=True, status="INTERNAL")
+        logger.error("rank lost: replica=%s rank=%d reason=%s", rank.replica, rank.global_rank, failure.reason)
+        lost = control_pb2.RankLost(
+            replica=rank.replica,
+            epoch=rank.epoch,
+            global_rank=rank.global_rank,
+            reason=failure.reason,
+            cause=failure.cause,
+        )
+        self.host_events.put_nowait(control_pb2.HostEvent(rank_lost=lost))
+        replica = self._replicas.get(rank.replica)
+        if replica is not None:
+            error = AssignmentError(f"rank {rank.global_rank}: {failure.reason}", status=failure.status)
+            replica.assign_events.put_nowait(error)
+
+    async def _ping(self) -> None:
+        """Pings every rank; one that stays silent for too long is ended, which reports it."""
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(_PING_INTERVAL_S)
+            now = time.monotonic()
+            # Where this process itself did not run, silence proves nothing.
+            late, last = now - last - _PING_INTERVAL_S, now
+            for rank in list(self._by_device.values()):
+                rank.heard += max(0.0, late)
+                rank.handle.send(control_pb2.ToRank(ping=control_pb2.Ping()))
+                silent_s = now - rank.heard
+                if silent_s > self._heartbeat_timeout_s and not rank.hung:
+                    rank.hung = f"it has not answered for {silent_s:.1f} s"
+                    asyncio.ensure_future(rank.handle.stop())  # noqa: RUF006 - ended through _on_end

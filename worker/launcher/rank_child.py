@@ -1,0 +1,94 @@
+"""A rank as a child process of the launcher, behind a socket pair."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from proto import control_pb2
+from worker.launcher.rank_handle import RankCallbacks
+
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildSettings:
+    """How rank processes are started."""
+
+    num_threads: int
+    log_level: str
+
+
+class RankChild:
+    """A `worker.rank` process. All its methods belong to the launcher's event loop."""
+
+    def __init__(self, *, rendezvous: socket.socket, settings: ChildSettings, callbacks: RankCallbacks) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        self._callbacks = callbacks
+        self._writer: asyncio.StreamWriter | None = None
+        self._backlog: list[bytes] = []
+        command = [sys.executable, "-m", "worker.rank", "--link-fd", str(theirs.fileno())]
+        command += ["--rendezvous-fd", str(rendezvous.fileno()), "--parent", str(os.getpid())]
+        command += ["--log-level", settings.log_level]
+        self._process = subprocess.Popen(
+            command,
+            pass_fds=(theirs.fileno(), rendezvous.fileno()),
+            stdin=subprocess.DEVNULL,
+            env=_environment(settings.num_threads),
+        )
+        theirs.close()
+        self._task = asyncio.create_task(self._serve(ours))
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def send(self, message: control_pb2.ToRank) -> None:
+        """See RankHandle."""
+        payload = message.SerializeToString()
+        frame = _LENGTH.pack(len(payload)) + payload
+        if self._writer is None:
+            self._backlog.append(frame)
+        else:
+            self._writer.write(frame)
+
+    async def stop(self) -> None:
+        """See RankHandle. SIGKILL: it works on a stopped process too, and a rank has nothing to save."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await asyncio.wait([self._task])
+
+    async def _serve(self, connection: socket.socket) -> None:
+        reader, self._writer = await asyncio.open_connection(sock=connection, limit=1 << 24)
+        for frame in self._backlog:
+            self._writer.write(frame)
+        try:
+            while True:
+                header = await reader.readexactly(_LENGTH.size)
+                payload = await reader.readexactly(_LENGTH.unpack(header)[0])
+                self._callbacks.message(control_pb2.FromRank.FromString(payload))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the process is ending
+        self._writer.close()
+        code = await asyncio.to_thread(self._process.wait)
+        self._callbacks.ended(describe_exit(self.pid, code))
+
+
+def describe_exit(pid: int, code: int) -> str:
+    """How a process ended, in words."""
+    if code < 0:
+        return f"its process {pid} was ended by {signal.Signals(-code).name}"
+    return f"its process {pid} exited with code {code}"
+
+
+def _environment(num_threads: int) -> dict[str, str]:
+    """The child's environment: ranks on a CPU share its cores, so each gets its part of them."""
+    defaults = {"OMP_NUM_THREADS": str(num_threads), "UCX_TLS": "shm,self,tcp,cuda", "NIXL_LOG_LEVEL": "WARN"}
+    return {**defaults, "UCX_LOG_LEVEL": "error", **os.environ}
