@@ -75,14 +75,20 @@ def new_page_counts(*, pages: int, cp: int, offset: int) -> tuple[int, ...]:
 def choose_offset(*, pages: int, cp: int, held: Sequence[int], load: Sequence[int]) -> int:
     """The offset that keeps a sequence even over its coordinates and, where that leaves a choice, the pool too.
 
-    `held` counts the pages that each coordinate holds of this sequence, `load` those of all sequences. The first key
-    is the sequence's fullest coordinate after the chunk, so no coordinate ever holds more than ⌈pages / cp⌉ + 2 of it.
+    `held` counts the pages that each coordinate holds of this sequence, `load` those of all sequences. Over whole
+    blocks a chunk adds one page to each coordinate of an arc of the circle. Where the fuller coordinates are an arc,
+    one that begins at its end keeps them so, and no coordinate ever has two pages more than another. Evenness alone
+    is not enough: fuller coordinates that lie apart leave no room for the next arc, and from five coordinates on
+    chunks of equal size then pile up without bound.
     """
 
-    def cost(offset: int) -> tuple[int, int, int]:
+    def cost(offset: int) -> tuple[int, int, int, int]:
         counts = new_page_counts(pages=pages, cp=cp, offset=offset)
         after = [held[index] + counts[index] for index in range(cp)]
-        return max(after) - min(after), max(load[index] + counts[index] for index in range(cp)), offset
+        edges = sum(after[index] != after[index - 1] for index in range(cp))
+        # Least for the emptiest coordinates; the largest load alone would not tell those below it apart.
+        pool = sum((load[index] + counts[index]) ** 2 for index in range(cp))
+        return max(after) - min(after), edges, pool, offset
 
     return min(range(cp), key=cost)
 

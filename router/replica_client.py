@@ -1,0 +1,76 @@
+"""The router's view of one replica: the stream to its leader, and what the leader last said of its load."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import grpc
+
+from parallel.topology import ReplicaPlan
+from parallel.wire import sizes_to_wire
+from proto import control_pb2
+from router.launcher_client import LauncherClient
+
+
+class ReplicaClient:
+    """Messages to the leader go out in the order of `send`; events come to `on_events` in the order of the leader."""
+
+    def __init__(self, plan: ReplicaPlan, *, epoch: int, launcher: LauncherClient) -> None:
+        self.plan = plan
+        self.epoch = epoch
+        self.endpoints: dict[int, bytes] = {}
+        self.load = control_pb2.Load()
+        self._launcher = launcher
+        self._outbox: asyncio.Queue[control_pb2.ToReplica] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def name(self) -> str:
+        """pool/index."""
+        return self.plan.name
+
+    def peer(self) -> control_pb2.Peer:
+        """What a prefill replica needs to hand sequences to this one."""
+        return control_pb2.Peer(
+            replica=self.name,
+            epoch=self.epoch,
+            sizes=sizes_to_wire(self.plan.shape),
+            page_size=self.plan.engine.page_size,
+            endpoints=[self.endpoints[rank] for rank in range(self.plan.shape.world_size)],
+        )
+
+    def attach(self, *, on_events: Callable[["ReplicaClient", control_pb2.FromReplica], None]) -> None:
+        """Opens the stream. Its end is told by the launcher's Watch, not here."""
+        call = self._launcher.attach()
+        self.send(control_pb2.ToReplica(replica=self.name, epoch=self.epoch))
+        self._tasks = [
+            asyncio.create_task(self._write(call)),
+            asyncio.create_task(self._read(call, on_events=on_events)),
+        ]
+
+    def send(self, message: control_pb2.ToReplica) -> None:
+        """Queues a message for the leader."""
+        self._outbox.put_nowait(message)
+
+    async def close(self) -> None:
+        """Ends the stream; idempotent."""
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._tasks = []
+
+    async def _write(self, call: "grpc.aio.StreamStreamCall[control_pb2.ToReplica, control_pb2.FromReplica]") -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while True:
+                await call.write(await self._outbox.get())
+
+    async def _read(
+        self,
+        call: "grpc.aio.StreamStreamCall[control_pb2.ToReplica, control_pb2.FromReplica]",
+        *,
+        on_events: Callable[["ReplicaClient", control_pb2.FromReplica], None],
+    ) -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            async for message in call:
+                on_events(self, message)
