@@ -33,23 +33,33 @@ class BlockRows:
     page_rows: torch.Tensor
     """int64 [2 * Hkv * pages], on the device: rows of the memory seen as [N * 2 * Hkv, P * D], K's heads, then V's."""
 
-    def run(
-        self, q: torch.Tensor, kv: torch.Tensor, output: torch.Tensor, *, scale: float, scratch: Scratch
-    ) -> torch.Tensor:
-        """Writes its rows of output [T, Hq, D]; returns their log-sum-exp [num_rows, Hq]."""
-        num_kv_heads, head_dim = kv.shape[2], kv.shape[4]
-        pages = scratch.gather(kv.view(-1, kv.shape[3] * head_dim), self.page_rows)
-        k, v = pages.view(2, num_kv_heads, -1, head_dim)[:, :, : self.kv_len]
-        rows = slice(self.start, self.start + self.num_rows)
-        q_heads = _by_kv_head(q[rows], num_kv_heads).permute(1, 2, 0, 3)
-        target = _by_kv_head(output[rows], num_kv_heads)
-        lses = []
+    def run_into(
+        self,
+        q: torch.Tensor,
+        kv: torch.Tensor,
+        *,
+        output: torch.Tensor,
+        lse: torch.Tensor | None,
+        scale: float,
+        scratch: Scratch,
+    ) -> None:
+        """Writes its rows of output [T, Hq, D] and, where given, of lse [T, Hq]."""
+        k, v = self._gather(kv, scratch=scratch)
+        q_heads, output_heads = _by_kv_head(q, kv.shape[2]), _by_kv_head(output, kv.shape[2])
         for first in range(0, self.num_rows, QUERY_BLOCK):
-            block = slice(first, min(first + QUERY_BLOCK, self.num_rows))
-            part, lse = self._attend_block(q_heads[:, :, block], k, v, first=first, scale=scale)
-            target[block] = part.permute(2, 0, 1, 3)
-            lses.append(lse.permute(2, 0, 1).flatten(1))
-        return torch.cat(lses)
+            rows = slice(self.start + first, self.start + min(first + QUERY_BLOCK, self.num_rows))
+            block = q_heads[rows].permute(1, 2, 0, 3)
+            part, part_lse = self._attend_block(block, k, v, first=first, scale=scale)
+            output_heads[rows] = part.permute(2, 0, 1, 3)
+            if lse is not None:
+                lse[rows] = part_lse.permute(2, 0, 1).flatten(1)
+
+    def _gather(self, kv: torch.Tensor, *, scratch: Scratch) -> torch.Tensor:
+        """K and V as [2, Hkv, kv_len, D]."""
+        _, _, num_kv_heads, page_size, head_dim = kv.shape
+        gathered = scratch.take((len(self.page_rows), page_size * head_dim))
+        torch.index_select(kv.view(-1, page_size * head_dim), 0, self.page_rows, out=gathered)
+        return gathered.view(2, num_kv_heads, -1, head_dim)[:, :, : self.kv_len]
 
     def _attend_block(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, first: int, scale: float) -> State:
         if not self.causal:

@@ -30,46 +30,59 @@ class RowBatch:
     """B sequences of R rows each, padded to L positions; its rows are consecutive among the plan's short rows."""
 
     num_sequences: int
-    rows_per_sequence: int
-    kv_len: int
+    num_rows: int
+    num_kv_heads: int
     key_rows: torch.Tensor
     """int64 [B * H * pages], on the device: K's rows of the memory seen as [N * 2 * H, P * D]."""
     value_rows: torch.Tensor
+    gathered: torch.Tensor
+    """Scratch [B * H * pages, P * D]."""
+    by_head: torch.Tensor
+    """The same memory as [B * H, L, D]."""
     mask: torch.Tensor | None
     """[B, 1, R, 1, M]: 0 or -inf on the last M of the L positions; none where every row sees all."""
 
     def run(
-        self, q: torch.Tensor, kv: torch.Tensor, *, scale: float, scratch: Scratch, with_lse: bool
+        self, q: torch.Tensor, pages: torch.Tensor, *, scale: float, with_lse: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attention of q [B * R, Hq, D]: that shape, and where asked its log-sum-exp [B * R, Hq]; float32 or better."""
-        num_kv_heads, head_dim = kv.shape[2], kv.shape[4]
-        q_heads = q.view(self.num_sequences, -1, num_kv_heads, q.shape[1] // num_kv_heads, head_dim).transpose(1, 2)
-        scores = self._scores(q_heads, kv, scale=scale, scratch=scratch)
-        lse = scores.logsumexp(dim=-1) if with_lse else None
-        torch.softmax(scores, dim=-1, out=scores)
-        output = scores @ self._gather(kv, self.value_rows, scratch=scratch, dtype=scores.dtype)
-        return _by_row(output, q_heads.shape), None if lse is None else _by_row(lse, q_heads.shape[:-1])
+        """Attends with q [B * R, Hq, D] over the memory `pages` [N * 2 * H, P * D].
 
-    def _scores(self, q: torch.Tensor, kv: torch.Tensor, *, scale: float, scratch: Scratch) -> torch.Tensor:
-        """Masked and scaled scores of q [B, H, R, G, D]: [B * H, R * G, L]."""
-        wide = torch.promote_types(q.dtype, torch.float32)
-        queries = q.to(wide).reshape(q.shape[0] * q.shape[1], -1, q.shape[4])
-        k = self._gather(kv, self.key_rows, scratch=scratch, dtype=wide)
-        scores = queries.new_empty((*queries.shape[:2], self.kv_len))
+        Returns an output as q and, where asked, the log-sum-exp [B * R, Hq]; both in float32 or better.
+        """
+        scores = self._scores(q, pages, scale=scale)
+        largest = scores.amax(dim=-1, keepdim=True) if with_lse else None
+        weights = torch.softmax(scores, dim=-1, out=scores)
+        output = self._by_row(torch.bmm(weights, self._gather(pages, self.value_rows).to(weights.dtype)))
+        if largest is None:
+            return output, None
+        # The largest weight is exp(largest score - log-sum-exp).
+        return output, self._by_row(largest - weights.amax(dim=-1, keepdim=True).log_()).squeeze(-1)
+
+    def _scores(self, q: torch.Tensor, pages: torch.Tensor, *, scale: float) -> torch.Tensor:
+        """Masked and scaled scores [B * H, R * G, L]."""
+        queries = self._by_kv_head(q).to(torch.promote_types(q.dtype, torch.float32))
+        k = self._gather(pages, self.key_rows).to(queries.dtype)
+        scores = queries.new_empty((*queries.shape[:2], k.shape[1]))
         torch.baddbmm(scores, queries, k.transpose(1, 2), beta=0, alpha=scale, out=scores)
         if self.mask is not None:
-            scores.view(*q.shape[:-1], self.kv_len)[..., -self.mask.shape[-1] :].add_(self.mask)
+            per_row = scores.view(self.num_sequences, self.num_kv_heads, self.num_rows, -1, k.shape[1])
+            per_row[..., -self.mask.shape[-1] :].add_(self.mask)
         return scores
 
-    def _gather(self, kv: torch.Tensor, rows: torch.Tensor, *, scratch: Scratch, dtype: torch.dtype) -> torch.Tensor:
+    def _gather(self, pages: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """K or V as [B * H, L, D]; overwrites what was gathered before."""
-        pages = scratch.gather(kv.view(-1, kv.shape[3] * kv.shape[4]), rows)
-        return pages.view(self.num_sequences * kv.shape[2], -1, kv.shape[4])[:, : self.kv_len].to(dtype)
+        torch.index_select(pages, 0, rows, out=self.gathered)
+        return self.by_head
 
+    def _by_kv_head(self, values: torch.Tensor) -> torch.Tensor:
+        """From [B * R, H * G, D] to [B * H, R * G, D]."""
+        split = values.view(self.num_sequences, self.num_rows, self.num_kv_heads, -1, values.shape[2])
+        return split.transpose(1, 2).reshape(self.num_sequences * self.num_kv_heads, -1, values.shape[2])
 
-def _by_row(values: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """From [B * H, R * G, ...] to [B * R, H * G, ...]; `shape` is [B, H, R, G, ...]."""
-    return values.view(*shape).transpose(1, 2).reshape(-1, shape[1] * shape[3], *shape[4:])
+    def _by_row(self, values: torch.Tensor) -> torch.Tensor:
+        """From [B * H, R * G, D] to [B * R, H * G, D]."""
+        split = values.view(self.num_sequences, self.num_kv_heads, self.num_rows, -1, values.shape[2])
+        return split.transpose(1, 2).reshape(self.num_sequences * self.num_rows, -1, values.shape[2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,38 +91,40 @@ class ShortRows:
 
     batches: Sequence[RowBatch]
     order: torch.Tensor | None
-    """int64 [S]: the rows of q, batch after batch; none where that is q as it stands."""
+    """int64 [S]: the rows of q, batch after batch; none where that is all of q as it stands."""
 
     def run(
-        self,
-        q: torch.Tensor,
-        kv: torch.Tensor,
-        *,
-        scale: float,
-        scratch: Scratch,
-        output: torch.Tensor,
-        lse: torch.Tensor | None,
+        self, q: torch.Tensor, kv: torch.Tensor, *, scale: float, with_lse: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attends with the short rows of q [T, Hq, D]: [S, Hq, D] and, where asked, [S, Hq], batch after batch."""
+        pages = kv.view(-1, kv.shape[3] * kv.shape[4])
+        rows = q if self.order is None else q.index_select(0, self.order)
+        states, first = [], 0
+        for batch in self.batches:
+            last = first + batch.num_sequences * batch.num_rows
+            states.append(batch.run(rows[first:last], pages, scale=scale, with_lse=with_lse))
+            first = last
+        lses = [lse for _, lse in states if lse is not None]
+        return _joined([output for output, _ in states]).to(q.dtype), _joined(lses).float() if with_lse else None
+
+    def run_into(
+        self, q: torch.Tensor, kv: torch.Tensor, *, output: torch.Tensor, lse: torch.Tensor | None, scale: float
     ) -> None:
         """Writes the short rows of output [T, Hq, D] and, where given, of lse [T, Hq]."""
-        rows = q if self.order is None else q.index_select(0, self.order)
-        parts = torch.split(rows, [batch.num_sequences * batch.rows_per_sequence for batch in self.batches])
-        states = [
-            batch.run(part, kv, scale=scale, scratch=scratch, with_lse=lse is not None)
-            for batch, part in zip(self.batches, parts, strict=True)
-        ]
-        self._place([part for part, _ in states], output)
-        if lse is not None:
-            self._place([part for _, part in states if part is not None], lse)
-
-    def _place(self, parts: Sequence[torch.Tensor], target: torch.Tensor) -> None:
-        values = (parts[0] if len(parts) == 1 else torch.cat(list(parts))).to(target.dtype)
-        if self.order is None:
-            target.copy_(values)
-        else:
-            target.index_copy_(0, self.order, values)
+        assert self.order is not None
+        part, part_lse = self.run(q, kv, scale=scale, with_lse=lse is not None)
+        output.index_copy_(0, self.order, part)
+        if lse is not None and part_lse is not None:
+            lse.index_copy_(0, self.order, part_lse)
 
 
-def plan_short_rows(entries: Sequence[tuple[int, AttentionRows]], *, total_rows: int, spec: AttentionSpec) -> ShortRows:
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def plan_short_rows(
+    entries: Sequence[tuple[int, AttentionRows]], *, total_rows: int, spec: AttentionSpec, scratch: Scratch
+) -> ShortRows:
     """Plans entries, each with its first row in q, at least one row and at least one key."""
     page_bytes = spec.num_kv_heads * spec.page_size * spec.head_dim * spec.dtype.itemsize
     batches, order = [], []
@@ -121,26 +136,29 @@ def plan_short_rows(entries: Sequence[tuple[int, AttentionRows]], *, total_rows:
             max_batch_pages=BATCH_BYTES // page_bytes,
             max_padding_pages=PADDING_BYTES // page_bytes,
         ):
-            batches.append(_plan_batch([alike[index][1] for index in batch], spec=spec))
+            batches.append(_plan_batch([alike[index][1] for index in batch], spec=spec, scratch=scratch))
             order.append(np.asarray([alike[index][0] for index in batch])[:, None] + np.arange(num_rows))
     rows = np.concatenate([part.ravel() for part in order])
     as_it_stands = np.array_equal(rows, np.arange(total_rows))
     return ShortRows(batches=batches, order=None if as_it_stands else torch.from_numpy(rows).to(spec.device))
 
 
-def _plan_batch(entries: Sequence[AttentionRows], *, spec: AttentionSpec) -> RowBatch:
+def _plan_batch(entries: Sequence[AttentionRows], *, spec: AttentionSpec, scratch: Scratch) -> RowBatch:
     """Plans entries of equally many rows as one padded batch."""
-    pages = _padded_tables(entries)
+    tables = _padded_tables(entries)
     heads = np.arange(spec.num_kv_heads, dtype=np.int64)
-    key_rows = (pages[:, None, :] * (2 * spec.num_kv_heads) + heads[:, None]).ravel()
+    key_rows = (tables[:, None, :] * (2 * spec.num_kv_heads) + heads[:, None]).ravel()
     kv_len = max(entry.kv_len for entry in entries)
     mask = _plan_mask(entries, kv_len=kv_len)
+    gathered = scratch.take((len(key_rows), spec.page_size * spec.head_dim))
     return RowBatch(
         num_sequences=len(entries),
-        rows_per_sequence=entries[0].num_rows,
-        kv_len=kv_len,
+        num_rows=entries[0].num_rows,
+        num_kv_heads=spec.num_kv_heads,
         key_rows=torch.from_numpy(key_rows).to(spec.device),
         value_rows=torch.from_numpy(key_rows + spec.num_kv_heads).to(spec.device),
+        gathered=gathered,
+        by_head=gathered.view(len(entries) * spec.num_kv_heads, -1, spec.head_dim)[:, :kv_len],
         mask=None if mask is None else torch.from_numpy(mask).to(spec.device),
     )
 

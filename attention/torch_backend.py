@@ -29,27 +29,25 @@ class TorchAttentionPlan:
 
     def run(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         """See `AttentionPlan.run`."""
-        output = self._new_output(q)
-        self._run(q, kv, output=output, lse=None)
-        return output
+        return self._run(q, kv, with_lse=False)[0]
 
     def run_with_lse(self, q: torch.Tensor, kv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `AttentionPlan.run_with_lse`."""
-        output, lse = self._new_output(q), q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
-        self._run(q, kv, output=output, lse=lse)
+        output, lse = self._run(q, kv, with_lse=True)
+        assert lse is not None
         return output, lse
 
-    def _new_output(self, q: torch.Tensor) -> torch.Tensor:
+    def _run(self, q: torch.Tensor, kv: torch.Tensor, *, with_lse: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         assert q.shape[0] == self.num_rows, f"planned for {self.num_rows} query rows, given {q.shape[0]}"
-        return q.new_empty(q.shape) if self.every_row_sees else q.new_zeros(q.shape)
-
-    def _run(self, q: torch.Tensor, kv: torch.Tensor, *, output: torch.Tensor, lse: torch.Tensor | None) -> None:
+        if self.short_rows is not None and self.short_rows.order is None:
+            return self.short_rows.run(q, kv, scale=self.scale, with_lse=with_lse)
+        output = q.new_empty(q.shape) if self.every_row_sees else q.new_zeros(q.shape)
+        lse = q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32) if with_lse else None
         if self.short_rows is not None:
-            self.short_rows.run(q, kv, scale=self.scale, scratch=self.scratch, output=output, lse=lse)
+            self.short_rows.run_into(q, kv, output=output, lse=lse, scale=self.scale)
         for block in self.blocks:
-            part = block.run(q, kv, output, scale=self.scale, scratch=self.scratch)
-            if lse is not None:
-                lse[block.start : block.start + block.num_rows] = part
+            block.run_into(q, kv, output=output, lse=lse, scale=self.scale, scratch=self.scratch)
+        return output, lse
 
 
 class TorchAttentionBackend:
@@ -68,7 +66,7 @@ class TorchAttentionBackend:
         return TorchAttentionPlan(
             num_rows=starts[-1],
             every_row_sees=sum(entry.num_rows for _, entry in seeing) == starts[-1],
-            short_rows=plan_short_rows(short, total_rows=starts[-1], spec=self._spec) if short else None,
+            short_rows=self._plan_short(short, total_rows=starts[-1]),
             blocks=[
                 plan_block_rows(entry, start=start, spec=self._spec)
                 for start, entry in seeing
@@ -77,6 +75,11 @@ class TorchAttentionBackend:
             scale=self._spec.scale,
             scratch=self._scratch,
         )
+
+    def _plan_short(self, short: Sequence[tuple[int, AttentionRows]], *, total_rows: int) -> ShortRows | None:
+        if not short:
+            return None
+        return plan_short_rows(short, total_rows=total_rows, spec=self._spec, scratch=self._scratch)
 
     def write(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor, where: KvWrite) -> None:
         """See `AttentionBackend.write`."""

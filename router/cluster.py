@@ -222,9 +222,7 @@ class Cluster:
         return f"{where} {waited}: raise timeouts.start_s, or look at its host"
 
 
-def _compare_hellos(
-    names: Sequence[str], hellos: Sequence[control_pb2.HelloResponse], *, fingerprint: str
-) -> None:
+def _compare_hellos(names: Sequence[str], hellos: Sequence[control_pb2.HelloResponse], *, fingerprint: str) -> None:
     """ClusterError where hosts differ in what must be the same everywhere."""
     for name, hello in zip(names, hellos, strict=True):
         if hello.checkpoint_fingerprint != fingerprint:

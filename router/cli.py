@@ -1,0 +1,103 @@
+"""The command `router`: serves a topology, checks one, prints its schema, and talks to a running router."""
+
+import asyncio
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+from rich.console import Console
+
+from proto import inference_pb2
+from router.check import CheckedConfig, check_file
+from router.client import generate as run_generate
+from router.config import config_schema
+from router.errors import ClusterError
+from router.plan_report import plan_report
+from router.plan_table import render
+from router.problem import ConfigError
+from router.server import run_router
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The topology's file, topo.yaml.")]
+LogLevelOption = Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")]
+
+
+@app.callback(invoke_without_command=True)
+def serve(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="The topology's file, topo.yaml.")] = None,
+    log_level: LogLevelOption = "INFO",
+) -> None:
+    """Brings the topology of --config up and serves it until SIGINT or SIGTERM."""
+    if context.invoked_subcommand is not None:
+        return
+    if config is None:
+        raise typer.BadParameter("say which topology to serve: router --config topo.yaml")
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    console = Console(stderr=True)
+    checked = _checked(config)
+    try:
+        uvloop.run(run_router(checked, console=console))
+    except ClusterError as error:
+        print(f"router: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def check(config: ConfigOption) -> None:
+    """Says everything that is wrong with a file, or prints the whole plan."""
+    checked = _checked(config)
+    render(plan_report(checked.topology, description=checked.description), Console())
+
+
+@app.command()
+def schema() -> None:
+    """Prints the JSON schema of topo.yaml."""
+    print(json.dumps(config_schema(), indent=2))
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The prompt; a message of the user where the model chats.")],
+    to: Annotated[str, typer.Option(help="The router's HOST:PORT.")] = "127.0.0.1:30000",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option()] = None,
+    top_k: Annotated[int | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
+    raw: Annotated[bool, typer.Option(help="Send the text as it is, without the model's chat template.")] = False,
+) -> None:
+    """Streams an answer's text to standard output and its timings to standard error."""
+    request = inference_pb2.GenerateRequest(
+        sampling=inference_pb2.SamplingParams(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop
+        )
+    )
+    if raw:
+        request.text = prompt
+    else:
+        request.chat.messages.add(role="user", content=prompt)
+    raise typer.Exit(asyncio.run(run_generate(to, request)))
+
+
+def _checked(path: Path) -> CheckedConfig:
+    try:
+        return check_file(path)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def main() -> None:
+    """The console script's entry."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

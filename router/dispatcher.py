@@ -1,0 +1,217 @@
+"""Leads each generation through the pools: prefill, a reservation in decode, the hand-off, decode, and every early end.
+
+```
+Submit -> prefill      WantTarget <- prefill      Reserve -> decode      Reserved <- decode      Target -> prefill
+tokens <- prefill      HandoffDone <- prefill     Start -> decode        tokens, Ended <- decode
+```
+In a unified pool, or for a single token, the first step is all. A reservation is given back only after prefill has said
+that it writes nothing any more.
+"""
+
+import secrets
+from collections import defaultdict
+from collections.abc import Sequence
+
+from proto import control_pb2
+from router.errors import ClusterError, InvalidRequestError, OverloadedError
+from router.generation import FailedEvent, FinishedEvent, Generation, GenerationRequest
+from router.replica_client import ReplicaClient
+
+_PROBE_SAMPLING = control_pb2.Sampling(temperature=0, top_p=1)
+_RETRY_S = 1.0
+
+
+class Dispatcher:
+    """All generations of a router. All its methods belong to one event loop."""
+
+    def __init__(self, *, max_waiting: int) -> None:
+        self._max_waiting = max_waiting
+        self._generations: dict[int, Generation] = {}
+        self._replicas: list[ReplicaClient] = []
+        self._closed: Exception | None = None
+
+    def set_replicas(self, replicas: Sequence[ReplicaClient]) -> None:
+        """The replicas that serve from now on."""
+        self._replicas = list(replicas)
+
+    @property
+    def num_held(self) -> int:
+        """Generations of which some replica holds something."""
+        return len(self._generations)
+
+    def submit(self, request: GenerationRequest) -> Generation:
+        """Starts a generation; OverloadedError where too many wait, ClusterError where nothing serves."""
+        if self._closed is not None:
+            raise self._closed
+        waiting = sum(not generation.is_admitted for generation in self._generations.values())
+        if waiting >= self._max_waiting:
+            raise OverloadedError(
+                f"{waiting} requests are waiting, limits.max_waiting is {self._max_waiting}: try again later",
+                retry_s=_RETRY_S,
+            )
+        entry = self._pool("prefill") or self._pool("unified")
+        if not entry:
+            raise ClusterError("the router is starting: no replica serves yet")
+        replica = min(entry, key=lambda item: (self._tokens_on(item), item.plan.index))
+        return self._start(request, replica=replica, handoff=replica.plan.pool == "prefill")
+
+    def abort(self, generation: Generation) -> None:
+        """Ends a generation for its client at once, and on every replica as soon as nothing writes for it."""
+        generation.finish("abort")
+        if generation.is_aborted:
+            return
+        generation.is_aborted = True
+        holder = generation.prefill or generation.decode
+        if holder is not None:
+            abort = control_pb2.Abort(request_id=generation.request_id)
+            holder.send(control_pb2.ToReplica(abort=abort))
+
+    def fail_all(self, error: Exception) -> None:
+        """Ends every generation with `error`, and refuses new ones with it."""
+        self._closed = error
+        for generation in self._generations.values():
+            generation.fail(error)
+        self._generations.clear()
+
+    async def probe(self, replica: ReplicaClient) -> None:
+        """Sends a real token through `replica`; ClusterError where it refuses."""
+        num_tokens = 1 if replica.plan.pool == "prefill" else 2
+        request = GenerationRequest(
+            prompt_ids=(0, 1, 2), max_new_tokens=num_tokens, stop_token_ids=frozenset(), sampling=_PROBE_SAMPLING
+        )
+        generation = self._start(request, replica=replica, handoff=False)
+        while True:
+            event = await generation.events.get()
+            if isinstance(event, FailedEvent):
+                raise ClusterError(f"{replica.name} refused its first token: {event.error}")
+            if isinstance(event, FinishedEvent):
+                return
+
+    def on_events(self, replica: ReplicaClient, message: control_pb2.FromReplica) -> None:
+        """Takes what a leader says. What it says of a generation that is unknown is late and changes nothing."""
+        for event in message.events:
+            kind = event.WhichOneof("event")
+            if kind == "load":
+                replica.load.CopyFrom(event.load)
+            elif kind == "tokens":
+                self._on_tokens(event.tokens)
+            else:
+                body = getattr(event, str(kind))
+                generation = self._generations.get(body.request_id)
+                if generation is not None:
+                    getattr(self, f"_on_{kind}")(generation, replica, body)
+
+    # ---- events, by name ----
+
+    def _on_tokens(self, tokens: control_pb2.Tokens) -> None:
+        grouped: dict[int, list[int]] = defaultdict(list)
+        for request_id, token_id in zip(tokens.request_ids, tokens.token_ids, strict=True):
+            grouped[request_id].append(token_id)
+        for request_id, token_ids in grouped.items():
+            generation = self._generations.get(request_id)
+            if generation is not None:
+                generation.add_tokens(token_ids)
+
+    def _on_want_target(self, generation: Generation, _: ReplicaClient, __: control_pb2.WantTarget) -> None:
+        if generation.is_aborted:
+            return
+        generation.decode = max(self._pool("decode"), key=self._room)
+        reserve = control_pb2.Reserve(
+            request_id=generation.request_id,
+            prompt_tokens=len(generation.request.prompt_ids),
+            max_new_tokens=generation.request.max_new_tokens,
+        )
+        generation.decode.send(control_pb2.ToReplica(reserve=reserve))
+
+    def _on_reserved(self, generation: Generation, replica: ReplicaClient, reserved: control_pb2.Reserved) -> None:
+        if generation.is_aborted or generation.prefill is None:
+            return  # given back when prefill has ended
+        target = control_pb2.Target(
+            request_id=generation.request_id,
+            replica=replica.name,
+            epoch=replica.epoch,
+            dp=reserved.dp,
+            pages=reserved.pages,
+        )
+        generation.prefill.send(control_pb2.ToReplica(target=target))
+
+    def _on_admitted(self, generation: Generation, _: ReplicaClient, __: control_pb2.Admitted) -> None:
+        generation.is_admitted = True
+        generation.clock.admitted_s = generation.clock.now()
+
+    def _on_handoff_done(self, generation: Generation, _: ReplicaClient, __: control_pb2.HandoffDone) -> None:
+        generation.clock.handed_off_s = generation.clock.now()
+        if generation.is_aborted or generation.decode is None:
+            return
+        request = generation.request
+        start = control_pb2.Start(
+            request_id=generation.request_id,
+            prompt_ids=request.prompt_ids,
+            output_ids=generation.token_ids,
+            max_new_tokens=request.max_new_tokens - len(generation.token_ids),
+            stop_token_ids=sorted(request.stop_token_ids),
+            sampling=request.sampling,
+            probe=control_pb2.Probe(
+                forced_ids=request.probe.forced_ids[len(generation.token_ids) :], logits=request.probe.logits
+            ),
+        )
+        generation.decode.send(control_pb2.ToReplica(start=start))
+        generation.is_handed_off = True
+
+    def _on_ended(self, generation: Generation, replica: ReplicaClient, ended: control_pb2.Ended) -> None:
+        if replica is generation.prefill:
+            generation.prefill = None
+            if generation.decode is not None and generation.is_handed_off:
+                return
+            if generation.decode is not None:
+                release = control_pb2.Release(request_id=generation.request_id)
+                generation.decode.send(control_pb2.ToReplica(release=release))
+        else:
+            generation.decode = None
+        if ended.reason != "handoff":
+            generation.finish(ended.reason)
+        if generation.prefill is None and generation.decode is None:
+            del self._generations[generation.request_id]
+
+    def _on_refused(self, generation: Generation, replica: ReplicaClient, refused: control_pb2.Refused) -> None:
+        generation.fail(InvalidRequestError(f"{replica.name}: {refused.message}"))
+        if replica is generation.prefill:
+            del self._generations[generation.request_id]
+            return
+        generation.decode = None
+        self.abort(generation)
+
+    def _on_logits(self, generation: Generation, _: ReplicaClient, logits: control_pb2.Logits) -> None:
+        generation.logits.append(logits.float32)
+
+    # ---- small parts ----
+
+    def _start(self, request: GenerationRequest, *, replica: ReplicaClient, handoff: bool) -> Generation:
+        generation = Generation(request_id=secrets.randbits(64), request=request, prefill=replica)
+        self._generations[generation.request_id] = generation
+        submit = control_pb2.Submit(
+            request_id=generation.request_id,
+            prompt_ids=request.prompt_ids,
+            max_new_tokens=request.max_new_tokens,
+            stop_token_ids=sorted(request.stop_token_ids),
+            sampling=request.sampling,
+            handoff=handoff and request.max_new_tokens > 1,
+            probe=request.probe,
+        )
+        replica.send(control_pb2.ToReplica(submit=submit))
+        return generation
+
+    def _pool(self, name: str) -> list[ReplicaClient]:
+        return [replica for replica in self._replicas if replica.plan.pool == name]
+
+    def _tokens_on(self, replica: ReplicaClient) -> int:
+        """Tokens of the generations that `replica` prefills or serves whole."""
+        held = (item for item in self._generations.values() if item.prefill is replica)
+        return sum(len(item.request.prompt_ids) + item.request.max_new_tokens for item in held)
+
+    def _room(self, replica: ReplicaClient) -> tuple[int, int]:
+        """How much more a decode replica may take: its capacity less what generations there may come to hold."""
+        shape, engine = replica.plan.shape, replica.plan.engine
+        capacity = engine.kv_tokens * shape.attention.cp * shape.attention.dp
+        held = (item.request for item in self._generations.values() if item.decode is replica)
+        return capacity - sum(len(item.prompt_ids) + item.max_new_tokens for item in held), -replica.plan.index

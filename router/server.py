@@ -1,0 +1,122 @@
+"""Runs a router: its gRPC server, its cluster, and their common end."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Sequence
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from rich.console import Console
+
+from parallel.checkpoint import fingerprint, resolve_model
+from proto import inference_pb2, inference_pb2_grpc
+from router.check import CheckedConfig
+from router.cluster import Cluster
+from router.dispatcher import Dispatcher
+from router.errors import ClusterError
+from router.plan_report import plan_report
+from router.progress import start_progress
+from router.reports import model_info, topology_message
+from router.service import InferenceService
+from router.text import ModelText
+from router.validation import RequestValidator
+
+logger = logging.getLogger(__name__)
+
+SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
+_STOP_GRACE_S = 1.0
+
+
+class RouterServer:
+    """One router. `address` is where clients reach it once `start` has returned."""
+
+    def __init__(self, checked: CheckedConfig, *, launcher_arguments: Sequence[str] = ()) -> None:
+        config = checked.config
+        folder = resolve_model(config.model)
+        text = ModelText(folder)
+        digest = fingerprint(folder)
+        self._listen = config.listen
+        self.dispatcher = Dispatcher(max_waiting=config.limits.max_waiting)
+        self.cluster = Cluster(
+            checked.topology,
+            timeouts=config.timeouts,
+            dispatcher=self.dispatcher,
+            fingerprint=digest,
+            launcher_arguments=launcher_arguments,
+        )
+        self.address = config.listen
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(options=_server_options(config.limits.max_message_bytes))
+        service = InferenceService(
+            dispatcher=self.dispatcher,
+            validator=RequestValidator(description=checked.description, text=text),
+            model_info=model_info(checked.description, model=config.model, text=text, fingerprint=digest),
+            topology=topology_message(plan_report(checked.topology, description=checked.description)),
+        )
+        inference_pb2_grpc.add_InferenceServicer_to_server(service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    async def start(self, console: Console) -> None:
+        """Opens the port, brings the cluster up, and says that it serves; ClusterError where it cannot."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        host = self._listen.rpartition(":")[0]
+        try:
+            port = self._server.add_insecure_port(self._listen)
+        except RuntimeError as error:
+            raise ClusterError(f"cannot listen on {self._listen}: is another router running there? ({error})") from None
+        self.address = f"{host}:{port}"
+        await self._server.start()
+        with start_progress(console) as progress:
+            await self.cluster.start(progress)
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self, error: Exception) -> None:
+        """Ends every stream with `error`, then the cluster, then the server; idempotent."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.dispatcher.fail_all(error)
+        await asyncio.gather(self.cluster.stop(), self._server.stop(grace=_STOP_GRACE_S))
+
+    async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
+        for service in ("", SERVICE):
+            await self._health.set(service, status)
+
+
+async def run_router(checked: CheckedConfig, *, console: Console, launcher_arguments: Sequence[str] = ()) -> None:
+    """Serves until SIGINT or SIGTERM; ClusterError where the cluster cannot start or cannot go on."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    server = RouterServer(checked, launcher_arguments=launcher_arguments)
+    told = asyncio.ensure_future(stop.wait())
+    error: Exception = ClusterError("the router is shutting down")
+    starting = asyncio.ensure_future(server.start(console))
+    try:
+        await asyncio.wait({starting, told}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+            console.print(f"serving on {server.address}", highlight=False)
+            await asyncio.wait({server.cluster.failed, told}, return_when=asyncio.FIRST_COMPLETED)
+            if server.cluster.failed.done():
+                raise ClusterError(server.cluster.failed.result())
+    except ClusterError as failure:
+        error = failure
+        raise
+    finally:
+        starting.cancel()
+        told.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await server.stop(error)
+
+
+def _server_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Two routers on one port would share its connections at random.
+        ("grpc.so_reuseport", 0),
+    ]

@@ -1,0 +1,101 @@
+"""From a client's request to a `GenerationRequest`, or to the sentence that says what is wrong with it."""
+
+import math
+import secrets
+from dataclasses import dataclass
+
+from parallel.models.description import ModelDescription
+from proto import control_pb2, inference_pb2
+from router.errors import InvalidRequestError
+from router.generation import GenerationRequest
+from router.text import ModelText
+
+DEFAULT_MAX_NEW_TOKENS = 256
+_MAX_STOP_STRINGS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestValidator:
+    """Checks requests against one model."""
+
+    description: ModelDescription
+    text: ModelText
+
+    def validate(self, request: inference_pb2.GenerateRequest) -> GenerationRequest:
+        """The request with every default filled in; InvalidRequestError with field, value and range."""
+        prompt_ids = self._prompt_ids(request)
+        limit = self.description.max_positions
+        if len(prompt_ids) >= limit:
+            raise _invalid("prompt", f"{len(prompt_ids)} tokens", f"1 to {limit - 1} tokens for this model")
+        params = request.sampling
+        asked = params.max_new_tokens if params.HasField("max_new_tokens") else DEFAULT_MAX_NEW_TOKENS
+        if asked < 1:
+            raise _invalid("sampling.max_new_tokens", asked, "1 or more")
+        _check_stop_strings(list(params.stop))
+        eos = frozenset() if params.ignore_eos else self.text.defaults.eos_token_ids
+        return GenerationRequest(
+            prompt_ids=tuple(prompt_ids),
+            max_new_tokens=min(asked, limit - len(prompt_ids)),
+            stop_token_ids=eos | frozenset(self._in_vocabulary("sampling.stop_token_ids", params.stop_token_ids)),
+            sampling=self._sampling(params),
+        )
+
+    def _prompt_ids(self, request: inference_pb2.GenerateRequest) -> list[int]:
+        kind = request.WhichOneof("prompt")
+        if kind is None:
+            raise _invalid("prompt", "nothing", "one of text, token_ids and chat")
+        if kind == "token_ids":
+            ids = self._in_vocabulary("token_ids.ids", request.token_ids.ids)
+        elif kind == "text":
+            ids = self.text.encode(request.text)
+        else:
+            ids = self._chat_ids(request.chat)
+        if not ids:
+            raise _invalid(kind, "empty", "a prompt of one token or more")
+        return ids
+
+    def _chat_ids(self, chat: inference_pb2.Chat) -> list[int]:
+        if not self.text.has_chat_template:
+            raise InvalidRequestError("chat: this model has no chat template; send text or token_ids")
+        if not chat.messages:
+            raise _invalid("chat.messages", "empty", "one message or more")
+        try:
+            return self.text.encode_chat([{"role": item.role, "content": item.content} for item in chat.messages])
+        except ValueError as error:
+            raise InvalidRequestError(f"chat: {error}") from error
+
+    def _in_vocabulary(self, field: str, ids: "inference_pb2.TokenIds | object") -> list[int]:
+        found = [int(token_id) for token_id in ids]  # type: ignore[attr-defined]
+        size = self.description.vocab_size
+        for index, token_id in enumerate(found):
+            if token_id >= size:
+                raise _invalid(f"{field}[{index}]", token_id, f"0 to {size - 1}")
+        return found
+
+    def _sampling(self, params: inference_pb2.SamplingParams) -> control_pb2.Sampling:
+        defaults = self.text.defaults
+        temperature = params.temperature if params.HasField("temperature") else defaults.temperature
+        top_p = params.top_p if params.HasField("top_p") else defaults.top_p
+        top_k = params.top_k if params.HasField("top_k") else defaults.top_k
+        min_p = params.min_p if params.HasField("min_p") else defaults.min_p
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise _invalid("sampling.temperature", temperature, "0 (greedy) or more")
+        if not 0 < top_p <= 1:
+            raise _invalid("sampling.top_p", top_p, "above 0, at most 1")
+        if top_k < 0:
+            raise _invalid("sampling.top_k", top_k, "0 (off) or more")
+        if not 0 <= min_p <= 1:
+            raise _invalid("sampling.min_p", min_p, "0 (off) to 1")
+        seed = params.seed if params.HasField("seed") else secrets.randbits(64)
+        return control_pb2.Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
+
+
+def _check_stop_strings(stop: list[str]) -> None:
+    if len(stop) > _MAX_STOP_STRINGS:
+        raise _invalid("sampling.stop", f"{len(stop)} strings", f"at most {_MAX_STOP_STRINGS}")
+    if any(not text for text in stop):
+        raise _invalid("sampling.stop", "an empty string", "strings of one character or more")
+
+
+def _invalid(field: str, value: object, allowed: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{field} is {value}: it must be {allowed}")
