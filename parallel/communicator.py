@@ -1,11 +1,13 @@
-"""Collectives over one group. A group of one rank has a communicator of its own kind, so that callers never ask."""
+"""Collectives over one group. A group of one rank has a communicator of its own kind, so that callers never ask.
+
+The groups are c10d backends without a default process group around them; their `_base` collectives on whole tensors
+are named alike in torch 2.11 and 2.13, which torch.distributed's own functions are not.
+"""
 
 import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 
 
 class PeerLostError(RuntimeError):
@@ -77,7 +79,7 @@ class GlooCommunicator:
         out = x.new_empty((self.size, *x.shape))
         if x.numel():
             with self._clock:
-                _run(_all_gather, out, x.contiguous(), group=self._group)
+                _wait(self._group._allgather_base(out.view(-1), x.reshape(-1)))
         return out
 
     def reduce_scatter(self, x: torch.Tensor) -> torch.Tensor:
@@ -85,7 +87,7 @@ class GlooCommunicator:
         received = torch.empty_like(x)
         if x.numel():
             with self._clock:
-                _run(dist.all_to_all_single, received, x.contiguous(), group=self._group)
+                _wait(self._group.alltoall_base(received, x.contiguous(), [], []))
         return received.sum(0)
 
 
@@ -100,27 +102,19 @@ class NcclCommunicator:
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """Collective: see Communicator."""
         out = x.new_empty((self.size, *x.shape))
-        _run(_all_gather, out, x.contiguous(), group=self._group)
+        _wait(self._group._allgather_base(out.view(-1), x.reshape(-1)))
         return out
 
     def reduce_scatter(self, x: torch.Tensor) -> torch.Tensor:
         """Collective: see Communicator. NCCL's ring adds in an order fixed by the group's size."""
         out = torch.empty_like(x[0])
-        _run(_reduce_scatter, out, x.contiguous(), group=self._group)
+        _wait(self._group._reduce_scatter_base(out, x.contiguous()))
         return out
 
 
-def _renamed(new: str, old: str) -> Any:
-    """The collective under its name of torch 2.13 or, where that is missing, of 2.11."""
-    return getattr(dist, new, None) or getattr(dist, old)
-
-
-_all_gather = _renamed("all_gather_single", "all_gather_into_tensor")
-_reduce_scatter = _renamed("reduce_scatter_single", "reduce_scatter_tensor")
-
-
-def _run(collective: Callable[..., Any], *tensors: torch.Tensor, group: Any) -> None:
+def _wait(work: Any) -> None:
+    """Waits for a collective: on the host for gloo, on the device's stream for NCCL."""
     try:
-        collective(*tensors, group=group)
+        work.wait()
     except RuntimeError as error:
         raise PeerLostError(str(error).splitlines()[0]) from error

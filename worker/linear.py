@@ -35,7 +35,7 @@ class PackedLinear:
 
     def __init__(self, weight: torch.Tensor) -> None:
         self._out_features = weight.shape[0]
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.to_mkldnn())
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, in] -> [T, out]."""
