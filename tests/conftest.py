@@ -1,0 +1,25 @@
+"""Fixtures that tests of several packages share."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.harness.checkpoints import Oracle, tiny_llama, tiny_mixtral
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    """A random tiny Llama."""
+    return tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    """A random tiny Mixtral, 2 of 8 experts."""
+    return tiny_mixtral(tmp_path_factory.mktemp("mixtral"))
+
+
+@pytest.fixture
+def tmp_folder(tmp_path: Path) -> Path:
+    """A folder of the test's own."""
+    return tmp_path

@@ -1,0 +1,89 @@
+"""Random tiny checkpoints, written as transformers writes them, and what transformers makes of prompts with them."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
+
+VOCAB_SIZE = 211
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "initializer_range": 0.25,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OracleAnswer:
+    """transformers' own greedy tokens after one prompt, and the logits [n, V] that chose them."""
+
+    token_ids: tuple[int, ...]
+    logits: npt.NDArray[np.float32]
+
+
+class Oracle:
+    """transformers with the checkpoint in `folder`, one prompt at a time, unpadded."""
+
+    def __init__(self, folder: Path, model: Any) -> None:
+        self.folder = folder
+        self._model = model
+        self.answer = functools.lru_cache(maxsize=256)(self._answer)
+
+    @torch.inference_mode()
+    def _answer(self, prompt_ids: tuple[int, ...], num_tokens: int) -> OracleAnswer:
+        ids, cache, token_ids, logits = torch.tensor([prompt_ids]), None, [], []
+        for _ in range(num_tokens):
+            out = self._model(ids, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            logits.append(out.logits[0, -1].float().numpy())
+            token_ids.append(int(logits[-1].argmax()))
+            ids = torch.tensor([[token_ids[-1]]])
+        return OracleAnswer(token_ids=tuple(token_ids), logits=np.stack(logits))
+
+
+def tiny_llama(folder: Path) -> Oracle:
+    """A random Llama with tied embeddings."""
+    torch.manual_seed(1)
+    return _save(LlamaForCausalLM(LlamaConfig(**_SIZES, intermediate_size=80, tie_word_embeddings=True)), folder)
+
+
+def tiny_mixtral(folder: Path) -> Oracle:
+    """A random Mixtral with 2 of 8 experts and skewed gates: some experts get most rows, others few or none."""
+    torch.manual_seed(2)
+    config = MixtralConfig(**_SIZES, intermediate_size=40, num_local_experts=8, num_experts_per_tok=2)
+    model = MixtralForCausalLM(config)
+    skew = torch.linspace(0.5, 3.0, 8).unsqueeze(1)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.gate.weight.mul_(skew * 2)
+    return _save(model, folder)
+
+
+def from_folder(folder: Path, model_class: Any) -> Oracle:
+    """A checkpoint that is there already."""
+    return Oracle(folder, model_class.from_pretrained(folder, dtype=torch.float32).eval())
+
+
+def _save(model: Any, folder: Path) -> Oracle:
+    model.eval().save_pretrained(folder)
+    vocabulary = {f"w{index}": index for index in range(VOCAB_SIZE)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(folder)
+    return Oracle(folder, model)

@@ -1,0 +1,49 @@
+"""The rule by which a layout's tokens and logits are compared with transformers' (DESIGN's second invariant)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from router.generation import Generation
+from tests.harness.checkpoints import Oracle
+from tests.harness.running_router import RunningRouter, greedy
+
+#: Of a position's largest magnitude, in float32.
+TOLERANCE = 3e-5
+_LEAST_COMPARED = 0.8
+
+
+def assert_logits_agree(router: RunningRouter, oracle: Oracle, prompts: Sequence[tuple[int, ...]], *, n: int) -> None:
+    """Along the oracle's own tokens, the logits of every position agree to the tolerance."""
+    answers = [oracle.answer(prompt, n) for prompt in prompts]
+    requests = [
+        greedy(prompt, max_new_tokens=n, forced_ids=answer.token_ids, logits=True)
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    for generation, answer in zip(router.generate_all(requests), answers, strict=True):
+        assert tuple(generation.token_ids) == answer.token_ids
+        got = np.stack([np.frombuffer(values, dtype=np.float32) for values in generation.logits])
+        error = np.abs(got - answer.logits).max(axis=1) / np.abs(answer.logits).max(axis=1)
+        where = int(error.argmax())
+        length = len(generation.request.prompt_ids)
+        assert error[where] <= TOLERANCE, f"prompt of {length}: output {where} is off by {error[where]:.2e}"
+
+
+def assert_tokens_agree(generations: Sequence[Generation], oracle: Oracle, *, n: int) -> None:
+    """Greedy tokens are the oracle's up to the first near tie, and enough of them are compared."""
+    compared = 0
+    for generation in generations:
+        answer = oracle.answer(generation.request.prompt_ids, n)
+        end = first_near_tie(answer.logits)
+        assert len(generation.token_ids) == n
+        assert tuple(generation.token_ids[:end]) == answer.token_ids[:end], len(generation.request.prompt_ids)
+        compared += end
+    share = compared / (n * len(generations))
+    assert share >= _LEAST_COMPARED, f"near ties left only {share:.0%} of the tokens to compare: choose other seeds"
+
+
+def first_near_tie(logits: np.ndarray) -> int:
+    """The first position where the two best logits lie within five tolerances: from there any token may follow."""
+    best = np.sort(logits, axis=1)[:, -2:]
+    ties = (best[:, 1] - best[:, 0]) < 5 * TOLERANCE * np.abs(logits).max(axis=1)
+    return int(ties.argmax()) if ties.any() else len(logits)
