@@ -49,7 +49,7 @@ class Oracle:
     def _answer(self, prompt_ids: tuple[int, ...], num_tokens: int) -> OracleAnswer:
         ids, cache, token_ids, logits = torch.tensor([prompt_ids]), None, [], []
         for _ in range(num_tokens):
-            out = self._model(ids, past_key_values=cache, use_cache=True)
+            out = self._model(ids, cache=cache, use_cache=True)
             cache = out.past_key_values
             logits.append(out.logits[0, -1].float().numpy())
             token_ids.append(int(logits[-1].argmax()))
@@ -66,7 +66,8 @@ def tiny_llama(folder: Path) -> Oracle:
 def tiny_mixtral(folder: Path) -> Oracle:
     """A random Mixtral with 2 of 8 experts and skewed gates: some experts get most rows, others few or none."""
     torch.manual_seed(2)
-    config = MixtralConfig(**_SIZES, intermediate_size=40, num_local_experts=8, num_experts_per_tok=2)
+    sizes = {**_SIZES, "initializer_range": 0.12}
+    config = MixtralConfig(**sizes, intermediate_size=40, num_local_experts=8, num_experts_per_tok=2)
     model = MixtralForCausalLM(config)
     skew = torch.linspace(0.5, 3.0, 8).unsqueeze(1)
     with torch.no_grad():
