@@ -10,14 +10,20 @@ Base-2 log-sum-exps are converted to natural ones here and nowhere else.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
 
-from attention.flashinfer_library import FlashInferLibrary, PagedDecode, PagedPrefill, load_flashinfer
+from attention.flashinfer_library import FlashInferLibrary, PagedDecode, PagedPrefill, PagedRun, load_flashinfer
 from attention.interface import AttentionRows, AttentionSpec, KvWrite
-from attention.page_tables import PageTables, join_tables
+from attention.page_tables import join_tables
 from attention.rows import check_rows, row_starts
 from attention.wrapper_pool import Loan, WrapperPool
+
+Entry = tuple[int, AttentionRows]
+"""An entry of a plan and its first row in q."""
+RunT = TypeVar("RunT", bound=PagedRun)
 
 KV_LAYOUT = "HND"
 WORKSPACE_BYTES = 384 << 20
@@ -27,23 +33,18 @@ TENSOR_CORE_GROUP = 4
 """Query heads of a KV head from which the decode kernel is faster with tensor cores."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FlashInferPass:
     """The rows of a plan that one kernel takes."""
 
-    def __init__(
-        self,
-        pool: WrapperPool[PagedDecode] | WrapperPool[PagedPrefill],
-        *,
-        order: torch.Tensor | None,
-    ) -> None:
-        self.loan: Loan[PagedDecode] | Loan[PagedPrefill] = pool.lend(to=self)
-        self.order = order
-        """int64 on the device: its rows in q; none where that is all of q as it stands."""
+    wrapper: PagedRun
+    order: torch.Tensor | None
+    """int64 on the device: its rows in q; none where that is all of q as it stands."""
 
     def run(self, q: torch.Tensor, kv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Its rows' output and base-2 log-sum-exp."""
         rows = q if self.order is None else q.index_select(0, self.order)
-        return self.loan.wrapper.run(rows, kv, return_lse=True)
+        return self.wrapper.run(rows, kv, return_lse=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ class FlashInferAttentionBackend:
         self._workspace = torch.zeros(workspace_bytes, dtype=torch.uint8, device=spec.device)
         self._decode = WrapperPool(self._new_decode)
         self._prefill = WrapperPool(self._new_prefill)
-        self._numbers = torch.empty(0, dtype=torch.int32, device=spec.device)
+        self._numbers = self._full_pages = torch.empty(0, dtype=torch.int32, device=spec.device)
 
     def plan(self, rows: Sequence[AttentionRows]) -> FlashInferPlan:
         """See `AttentionBackend.plan`. Raises ValueError where an entry contradicts itself."""
@@ -108,33 +109,92 @@ class FlashInferAttentionBackend:
         single = [(start, entry) for start, entry in seeing if entry.num_rows == 1]
         causal = [(start, entry) for start, entry in seeing if entry.num_rows > 1 and entry.causal]
         full = [(start, entry) for start, entry in seeing if entry.num_rows > 1 and not entry.causal]
-        passes = [self._plan_decode(single, total_rows=starts[-1])] if single else []
-        passes += [self._plan_prefill(causal, causal=True, total_rows=starts[-1])] if causal else []
-        passes += [self._plan_prefill(full, causal=False, total_rows=starts[-1])] if full else []
+        passes = [
+            self._plan_decode(single, total_rows=starts[-1]),
+            self._plan_prefill(causal, causal=True, total_rows=starts[-1]),
+            self._plan_prefill(full, causal=False, total_rows=starts[-1]),
+        ]
         return FlashInferPlan(
             num_rows=starts[-1],
             every_row_sees=sum(entry.num_rows for _, entry in seeing) == starts[-1],
-            passes=passes,
+            passes=[part for part in passes if part is not None],
         )
+
+    def _plan_decode(self, entries: Sequence[Entry], *, total_rows: int) -> FlashInferPass | None:
+        if not entries:
+            return None
+        tables = join_tables([entry for _, entry in entries], page_size=self._spec.page_size)
+        loan = self._decode.lend()
+        loan.wrapper.plan(
+            tables.indptr,
+            tables.indices,
+            tables.last_page_len,
+            self._spec.num_heads,
+            self._spec.num_kv_heads,
+            self._spec.head_dim,
+            self._spec.page_size,
+            q_data_type=self._spec.dtype,
+            kv_data_type=self._spec.dtype,
+            sm_scale=self._spec.scale,
+        )
+        return self._pass(self._decode, loan, order=self._order(entries, total_rows=total_rows))
+
+    def _plan_prefill(self, entries: Sequence[Entry], *, causal: bool, total_rows: int) -> FlashInferPass | None:
+        if not entries:
+            return None
+        tables = join_tables([entry for _, entry in entries], page_size=self._spec.page_size)
+        loan = self._prefill.lend()
+        loan.wrapper.plan(
+            tables.qo_indptr,
+            tables.indptr,
+            tables.indices,
+            tables.last_page_len,
+            self._spec.num_heads,
+            self._spec.num_kv_heads,
+            self._spec.head_dim,
+            self._spec.page_size,
+            causal=causal,
+            sm_scale=self._spec.scale,
+            q_data_type=self._spec.dtype,
+            kv_data_type=self._spec.dtype,
+        )
+        return self._pass(self._prefill, loan, order=self._order(entries, total_rows=total_rows))
+
+    def _pass(self, pool: WrapperPool[RunT], loan: Loan[RunT], *, order: torch.Tensor | None) -> FlashInferPass:
+        loan.mark_planned(self._spec.device)
+        planned = FlashInferPass(wrapper=loan.wrapper, order=order)
+        pool.take_back(loan, after=planned)
+        return planned
+
+    def _order(self, entries: Sequence[Entry], *, total_rows: int) -> torch.Tensor | None:
+        rows = np.concatenate([np.arange(start, start + entry.num_rows) for start, entry in entries])
+        return None if len(rows) == total_rows else torch.from_numpy(rows).to(self._spec.device)
 
     def write(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor, where: KvWrite) -> None:
         """See `AttentionBackend.write`."""
         num_rows = k.shape[0]
         if num_rows == 0:
             return
-        # Each row is a sequence of one full page of its own: nothing about it depends on data but page and offset.
-        numbers = self._row_numbers(num_rows + 1)
+        # Each row is a sequence of one full page of its own: only that page and the offset in it depend on data.
+        numbers, full_pages = self._one_page_tables(num_rows)
         self._library.append_paged_kv_cache(
             k,
             v,
-            batch_indices=numbers[:num_rows],
+            batch_indices=numbers[:-1],
             positions=where.offsets.to(torch.int32),
             paged_kv_cache=kv,
             kv_indices=where.pages.to(torch.int32),
             kv_indptr=numbers,
-            kv_last_page_len=torch.full_like(numbers[:num_rows], self._spec.page_size),
+            kv_last_page_len=full_pages,
             kv_layout=KV_LAYOUT,
         )
+
+    def _one_page_tables(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Counting numbers [num_rows + 1] and full last pages [num_rows], kept because every layer writes."""
+        if len(self._full_pages) < num_rows:
+            self._numbers = torch.arange(num_rows + 1, dtype=torch.int32, device=self._spec.device)
+            self._full_pages = torch.full_like(self._numbers[:-1], self._spec.page_size)
+        return self._numbers[: num_rows + 1], self._full_pages[:num_rows]
 
     def merge(self, outputs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `AttentionBackend.merge`."""

@@ -17,7 +17,17 @@ HEAD_DIMS = (64, 128, 256)
 DTYPES = (torch.float16, torch.bfloat16)
 
 
-class PagedDecode(Protocol):
+class PagedRun(Protocol):
+    """A wrapper that was planned."""
+
+    def run(
+        self, q: torch.Tensor, paged_kv_cache: torch.Tensor, *, return_lse: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """q [T, Hq, D] gives [T, Hq, D] and, with return_lse, [T, Hq]."""
+        ...
+
+
+class PagedDecode(PagedRun, Protocol):
     """`BatchDecodeWithPagedKVCacheWrapper`: one query row of each sequence."""
 
     def plan(
@@ -37,14 +47,8 @@ class PagedDecode(Protocol):
         """Plans one step; tables lie on the host, and what the kernel needs of them is copied."""
         ...
 
-    def run(
-        self, q: torch.Tensor, paged_kv_cache: torch.Tensor, *, return_lse: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """q [B, Hq, D] gives [B, Hq, D] and, with return_lse, [B, Hq]."""
-        ...
 
-
-class PagedPrefill(Protocol):
+class PagedPrefill(PagedRun, Protocol):
     """`BatchPrefillWithPagedKVCacheWrapper`: several query rows of each sequence."""
 
     def plan(
@@ -66,23 +70,17 @@ class PagedPrefill(Protocol):
         """Plans one step; tables lie on the host, and what the kernel needs of them is copied."""
         ...
 
-    def run(
-        self, q: torch.Tensor, paged_kv_cache: torch.Tensor, *, return_lse: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """q [T, Hq, D] gives [T, Hq, D] and, with return_lse, [T, Hq]."""
-        ...
-
 
 class FlashInferLibrary(Protocol):
     """The module itself. A double of it takes its place where there is no GPU."""
 
     @property
-    def BatchDecodeWithPagedKVCacheWrapper(self) -> Callable[..., PagedDecode]:  # noqa: N802
+    def BatchDecodeWithPagedKVCacheWrapper(self) -> Callable[..., PagedDecode]:
         """(float_workspace_buffer, kv_layout, *, use_tensor_cores)."""
         ...
 
     @property
-    def BatchPrefillWithPagedKVCacheWrapper(self) -> Callable[..., PagedPrefill]:  # noqa: N802
+    def BatchPrefillWithPagedKVCacheWrapper(self) -> Callable[..., PagedPrefill]:
         """(float_workspace_buffer, kv_layout)."""
         ...
 

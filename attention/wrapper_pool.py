@@ -40,13 +40,16 @@ class WrapperPool(Generic[WrapperT]):
         self._create = create
         self._idle: deque[Loan[WrapperT]] = deque()
 
-    def lend(self, *, to: object) -> Loan[WrapperT]:
-        """A wrapper that nobody else holds, given back when `to` is garbage.
+    def lend(self) -> Loan[WrapperT]:
+        """A wrapper that nobody else holds.
 
         Blocking until the last plan's copy has left the wrapper's host buffer, which planning would overwrite.
         """
         loan = self._idle.popleft() if self._idle else Loan(wrapper=self._create())
         if loan.copied is not None:
             loan.copied.synchronize()
-        weakref.finalize(to, self._idle.append, loan)
         return loan
+
+    def take_back(self, loan: Loan[WrapperT], *, after: object) -> None:
+        """Lends it again once `after` is garbage."""
+        weakref.finalize(after, self._idle.append, loan)

@@ -2,11 +2,19 @@
 
 import pytest
 
+from attention.flashinfer_backend import FlashInferAttentionBackend
+from attention.interface import AttentionBackend, AttentionSpec
 from attention.torch_backend import TorchAttentionBackend
+from tests.attention import flashinfer_double
 from tests.attention.reference import MakeBackend
 
 
-@pytest.fixture(params=["torch"])
+def make_flashinfer(spec: AttentionSpec) -> AttentionBackend:
+    """FlashInfer over its double, with a workspace fit for tests."""
+    return FlashInferAttentionBackend(spec, library=flashinfer_double, workspace_bytes=1024)
+
+
+@pytest.fixture(params=["torch", "flashinfer"])
 def make_backend(request: pytest.FixtureRequest) -> MakeBackend:
     """Every test that takes this runs once for each backend."""
-    return TorchAttentionBackend
+    return {"torch": TorchAttentionBackend, "flashinfer": make_flashinfer}[request.param]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from attention.block_rows import QUERY_BLOCK
+from attention import block_rows
 from attention.short_rows import MAX_SHORT_ROWS
 from attention.torch_backend import TorchAttentionBackend
 from tests.attention.reference import Case, make_case, make_spec, reference
@@ -22,9 +22,11 @@ def assert_agrees(case: Case, *, tolerance: float = 1e-5) -> None:
 
 
 @pytest.mark.parametrize("earlier", [0, 37])
-def test_a_prompt_longer_than_a_square_agrees_with_the_definition(earlier: int) -> None:
-    num_rows = QUERY_BLOCK + 9
-    assert_agrees(make_case(make_spec(head_dim=8, page_size=16), [(num_rows, num_rows + earlier, True)]))
+def test_a_prompt_longer_than_a_square_agrees_with_the_definition(
+    monkeypatch: pytest.MonkeyPatch, earlier: int
+) -> None:
+    monkeypatch.setattr(block_rows, "QUERY_BLOCK", 16)
+    assert_agrees(make_case(make_spec(), [(41, 41 + earlier, True), (20, 20 + earlier, False)]))
 
 
 def test_sequences_of_very_different_lengths_agree_across_their_batches() -> None:

@@ -1,0 +1,32 @@
+"""The kernel is chosen by the device in one place, and what cannot be had is refused with its remedy."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from attention.select import create_backend
+from attention.torch_backend import TorchAttentionBackend
+from tests.attention.reference import make_spec
+
+
+def test_a_rank_on_a_cpu_takes_torch() -> None:
+    assert isinstance(create_backend(make_spec()), TorchAttentionBackend)
+    assert isinstance(create_backend(make_spec(), kind="torch"), TorchAttentionBackend)
+
+
+def test_an_unknown_kernel_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="unknown attention kernel 'flash': choose one of 'torch', 'flashinfer'"):
+        create_backend(make_spec(), kind="flash")
+
+
+def test_a_library_that_is_not_installed_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flashinfer", None)
+    with pytest.raises(ImportError, match=r"FlashInfer cannot be imported .*`pip install 'muster\[gpu\]'`.*'torch'"):
+        create_backend(make_spec(head_dim=64, dtype=torch.bfloat16), kind="flashinfer")
+
+
+def test_choosing_torch_never_imports_flashinfer() -> None:
+    program = "import attention.select, sys; sys.exit('flashinfer' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
