@@ -9,7 +9,8 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Coroutine, Iterable, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from parallel.topology import ReplicaPlan, Topology
 from parallel.wire import assign_request
@@ -60,9 +61,8 @@ class Cluster:
         """Brings everything up; ClusterError with host and rank where something cannot be."""
         work = asyncio.ensure_future(self._start(progress))
         try:
-            done, _ = await asyncio.wait(
-                {work, self.failed}, timeout=self._timeouts.start_s, return_when=asyncio.FIRST_COMPLETED
-            )
+            waited: set[asyncio.Future[Any]] = {work, self.failed}
+            done, _ = await asyncio.wait(waited, timeout=self._timeouts.start_s, return_when=asyncio.FIRST_COMPLETED)
             if self.failed in done or (work in done and work.exception() is not None):
                 # A rank's own end explains more than what its peers, or this call, saw of it.
                 await self._settle()
@@ -115,8 +115,8 @@ class Cluster:
         await _all(
             launcher.watch(
                 heartbeat_timeout_s=self._timeouts.heartbeat_s,
-                on_lost=lambda lost, name=name: self._on_lost(name, lost),
-                on_gone=lambda reason, name=name: self._fail(f"host {name}: {reason}", cause=True),
+                on_lost=partial(self._on_lost, name),
+                on_gone=partial(self._on_gone, name),
             )
             for name, launcher in self._launchers.items()
         )
@@ -185,6 +185,9 @@ class Cluster:
 
     def _on_lost(self, host: str, lost: control_pb2.RankLost) -> None:
         self._fail(f"host {host}, rank {lost.global_rank} of {lost.replica}: {lost.reason}", cause=lost.cause)
+
+    def _on_gone(self, host: str, reason: str) -> None:
+        self._fail(f"host {host}: {reason}", cause=True)
 
     def _fail(self, message: str, *, cause: bool) -> None:
         logger.error("%s", message)

@@ -41,4 +41,4 @@ def _retry_details(error: OverloadedError) -> bytes:
     packed = any_pb2.Any()
     packed.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     status = status_pb2.Status(code=code_pb2.RESOURCE_EXHAUSTED, message=str(error), details=[packed])
-    return status.SerializeToString()
+    return bytes(status.SerializeToString())

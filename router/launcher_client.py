@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 
@@ -91,7 +92,8 @@ class LauncherClient:
 
     def attach(self) -> "grpc.aio.StreamStreamCall[control_pb2.ToReplica, control_pb2.FromReplica]":
         """The stream of a replica whose leader is on this host."""
-        return self._stub.Attach()
+        call: grpc.aio.StreamStreamCall[control_pb2.ToReplica, control_pb2.FromReplica] = self._stub.Attach()
+        return call
 
     async def close(self) -> None:
         """Gives the lease up, which ends this router's ranks there; idempotent."""
@@ -100,11 +102,11 @@ class LauncherClient:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
             self._watch = None
-        await self._channel.close()
+        await self._channel.close(grace=None)
 
     async def _read_watch(
         self,
-        call: "grpc.aio.UnaryStreamCall[control_pb2.WatchRequest, control_pb2.HostEvent]",
+        call: Any,
         *,
         heartbeat_timeout_s: float,
         on_lost: Callable[[control_pb2.RankLost], None],
@@ -119,7 +121,7 @@ class LauncherClient:
             except grpc.aio.AioRpcError as error:
                 on_gone(f"its launcher is gone ({error.details()})")
                 return
-            if event is grpc.aio.EOF:
+            if not isinstance(event, control_pb2.HostEvent):  # the stream's end
                 on_gone("its launcher ended the lease")
                 return
             if event.WhichOneof("event") == "rank_lost":

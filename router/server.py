@@ -4,9 +4,11 @@ import asyncio
 import logging
 import signal
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health as health_package
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from rich.console import Console
 
@@ -47,7 +49,7 @@ class RouterServer:
             launcher_arguments=launcher_arguments,
         )
         self.address = config.listen
-        self._health = health.aio.HealthServicer()
+        self._health: Any = health_package.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(options=_server_options(config.limits.max_message_bytes))
         service = InferenceService(
             dispatcher=self.dispatcher,
@@ -57,7 +59,9 @@ class RouterServer:
         )
         inference_pb2_grpc.add_InferenceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        reflection.enable_server_reflection(
+            (SERVICE, health_package.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
 
     async def start(self, console: Console) -> None:
         """Opens the port, brings the cluster up, and says that it serves; ClusterError where it cannot."""
@@ -99,7 +103,8 @@ async def run_router(checked: CheckedConfig, *, console: Console, launcher_argum
         if starting.done():
             await starting
             console.print(f"serving on {server.address}", highlight=False)
-            await asyncio.wait({server.cluster.failed, told}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {server.cluster.failed, told}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if server.cluster.failed.done():
                 raise ClusterError(server.cluster.failed.result())
     except ClusterError as failure:

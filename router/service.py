@@ -62,9 +62,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             del self._by_request_id[request_id]
             self._dispatcher.abort(generation)
 
-    async def Abort(
-        self, request: inference_pb2.AbortRequest, context: Any
-    ) -> inference_pb2.AbortResponse:
+    async def Abort(self, request: inference_pb2.AbortRequest, context: Any) -> inference_pb2.AbortResponse:
         """Ends the generation of that id, where one is running."""
         del context
         end = self._by_request_id.get(request.request_id)

@@ -2,6 +2,7 @@
 
 import math
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from parallel.models.description import ModelDescription
@@ -64,8 +65,8 @@ class RequestValidator:
         except ValueError as error:
             raise InvalidRequestError(f"chat: {error}") from error
 
-    def _in_vocabulary(self, field: str, ids: "inference_pb2.TokenIds | object") -> list[int]:
-        found = [int(token_id) for token_id in ids]  # type: ignore[attr-defined]
+    def _in_vocabulary(self, field: str, ids: Iterable[int]) -> list[int]:
+        found = list(ids)
         size = self.description.vocab_size
         for index, token_id in enumerate(found):
             if token_id >= size:

@@ -60,7 +60,9 @@ class RankProcess:
         logger.error("rank failed: %s", error, exc_info=error)
         status = "FAILED_PRECONDITION" if isinstance(error, ValueError) else "INTERNAL"
         failure = control_pb2.RankFailure(
-            reason=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", cause=not isinstance(error, PeerLostError), status=status
+            reason=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            cause=not isinstance(error, PeerLostError),
+            status=status,
         )
         self._tell(control_pb2.FromRank(failure=failure))
         logging.shutdown()

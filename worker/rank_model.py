@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from attention.select import create_backend
 
+from attention.select import create_backend
 from parallel.groups import RankGroups
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings

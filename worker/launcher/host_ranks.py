@@ -32,7 +32,7 @@ class _Rank:
     replica: str = ""
     epoch: int = 0
     global_rank: int = -1
-    heard: float = field(default_factory=time.monotonic)
+    heard: float | None = None  # None until it has started: imports take seconds and prove no hang
     failure: control_pb2.RankFailure | None = None
     hung: str = ""
 
@@ -166,8 +166,10 @@ class HostRanks:
             # Where this process itself did not run, silence proves nothing.
             late, last = now - last - _PING_INTERVAL_S, now
             for rank in list(self._by_device.values()):
-                rank.heard += max(0.0, late)
                 rank.handle.send(control_pb2.ToRank(ping=control_pb2.Ping()))
+                if rank.heard is None:
+                    continue
+                rank.heard += max(0.0, late)
                 silent_s = now - rank.heard
                 if silent_s > self._heartbeat_timeout_s and not rank.hung:
                     rank.hung = f"it has not answered for {silent_s:.1f} s"
