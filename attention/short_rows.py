@@ -183,5 +183,5 @@ def _plan_mask(
     positions = np.arange(visible.min(), kv_len)
     if not len(positions):
         return None
-    mask = np.where(positions <= visible[:, :, None], 0.0, -math.inf).astype(np.float32)
+    mask = np.where(positions < visible[:, :, None], 0.0, -math.inf).astype(np.float32)
     return mask[:, None, :, None, :]
