@@ -58,6 +58,7 @@ class HandoffThread:
         layout: CacheLayout,
         coordinates: RankCoordinates,
         memory: SourceMemory,
+        receives: bool,
         report: Callable[[step_pb2.WritesDone], None],
         fail: Callable[[BaseException], None],
     ) -> None:
@@ -66,6 +67,8 @@ class HandoffThread:
         self._layout = layout
         self._coordinates = coordinates
         self._memory = memory
+        # A rank that only sends has nothing to look after while it sends nothing.
+        self._idle_wait_s = _POLL_S if receives else None
         self._report = report
         self._fail = fail
         self._peers: dict[tuple[str, int], _Peer] = {}
@@ -103,7 +106,7 @@ class HandoffThread:
     def _take(self) -> bool:
         """Waits a moment for an order and begins all that are there; False when closed and nothing is under way."""
         try:
-            item = self._inbox.get(timeout=_POLL_S / 10 if self._orders else _POLL_S)
+            item = self._inbox.get(timeout=_POLL_S / 10 if self._orders else self._idle_wait_s)
         except queue.Empty:
             return True
         if item is None:

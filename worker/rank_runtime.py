@@ -10,18 +10,19 @@ from parallel.checkpoint import resolve_model
 from parallel.communicator import CollectiveClock
 from parallel.groups import build_groups
 from parallel.handoff import cache_layout
+from parallel.models.description import ModelDescription
 from parallel.models.registry import describe_checkpoint
 from parallel.wire import check_assignment, settings_from_wire, shape_from_wire
 from proto import control_pb2, step_pb2
 from worker.device import torch_device
 from worker.handoff_plan import SourceMemory
 from worker.handoff_thread import HandoffThread
-from worker.kv_memory import allocate_kv
+from worker.kv_memory import KvMemory, allocate_kv
 from worker.leader_thread import LeaderThread
 from worker.rank_model import build_model, resolve_dtype
 from worker.runner import ModelRunner
 from worker.star import LeaderStar, MemberStar
-from worker.step_rows import SequenceTables
+from worker.step_rows import PlacedChunk, SequenceTables
 from worker.transport.interface import MemoryRegion
 from worker.transport.nixl import NixlTransport
 
@@ -52,6 +53,7 @@ class RankRuntime:
         self._coordinates = check_assignment(self._shape, given)
         self._device = torch_device(assignment.device_kind, index=given.device)
         self._clock = CollectiveClock()
+        self._endpoint = b""
         self._groups = self._build_groups(given, store)
         self._build_model()
         self._leader: LeaderThread | None = None
@@ -71,6 +73,7 @@ class RankRuntime:
     def handle(self, message: step_pb2.ToMember) -> None:
         """Takes one message of the leader: runs a step, or makes a hand-off peer known."""
         if message.WhichOneof("message") == "peer":
+            assert self._handoff is not None, "a unified pool has no peers"
             self._handoff.connect(message.peer)
             return
         result = self._runner.run(message.plan)
@@ -81,7 +84,8 @@ class RankRuntime:
         if self._leader is not None:
             self._leader.close()
         self._star.close()
-        self._handoff.close()
+        if self._handoff is not None:
+            self._handoff.close()
 
     def _build_groups(self, given: control_pb2.RankAssignment, store: Any) -> Any:
         self._progress("groups", 0.0)
@@ -114,29 +118,8 @@ class RankRuntime:
             memory=memory,
             progress=lambda fraction: self._progress("weights", fraction),
         )
-        region = MemoryRegion(
-            address=memory.region.data_ptr(),
-            num_bytes=memory.region.nbytes,
-            layer_bytes=memory.layer_bytes,
-            device=None if self._device.type == "cpu" else self._device.index,
-        )
-        transport = NixlTransport(region)
-        self._endpoint = transport.endpoint().SerializeToString()
-        self._handoff = HandoffThread(
-            transport,
-            description=description,
-            layout=cache_layout(description, shape=shape, page_size=settings.page_size),
-            coordinates=coordinates,
-            memory=SourceMemory(
-                base_address=region.address,
-                layer_bytes=region.layer_bytes,
-                element_bytes=dtype.itemsize,
-                token_elements=description.head_dim,
-            ),
-            report=lambda done: self._star.send(step_pb2.FromMember(writes=done)),
-            fail=self._fail,
-        )
         self._memory = memory
+        self._handoff = None if self._assignment.pool == "unified" else self._build_handoff(description, memory)
         self._runner = ModelRunner(
             model,
             tables=SequenceTables(
@@ -150,8 +133,37 @@ class RankRuntime:
             global_rank=coordinates.global_rank,
             cp=self._groups["attn_cp"],
             clock=self._clock,
-            hand_off=lambda item, wait: self._handoff.send(item, wait=wait),
+            hand_off=self._hand_off,
         )
+
+    def _build_handoff(self, description: ModelDescription, memory: KvMemory) -> HandoffThread:
+        region = MemoryRegion(
+            address=memory.region.data_ptr(),
+            num_bytes=memory.region.nbytes,
+            layer_bytes=memory.layer_bytes,
+            device=None if self._device.type == "cpu" else self._device.index,
+        )
+        transport = NixlTransport(region)
+        self._endpoint = transport.endpoint().SerializeToString()
+        return HandoffThread(
+            transport,
+            description=description,
+            layout=cache_layout(description, shape=self._shape, page_size=self._settings.page_size),
+            coordinates=self._coordinates,
+            memory=SourceMemory(
+                base_address=region.address,
+                layer_bytes=region.layer_bytes,
+                element_bytes=memory.region.element_size(),
+                token_elements=description.head_dim,
+            ),
+            receives=self._assignment.pool == "decode",
+            report=lambda done: self._star.send(step_pb2.FromMember(writes=done)),
+            fail=self._fail,
+        )
+
+    def _hand_off(self, item: PlacedChunk, wait: Callable[[], None]) -> None:
+        assert self._handoff is not None, "a unified pool hands nothing off"
+        self._handoff.send(item, wait=wait)
 
     def _join_star(self, store: Any) -> LeaderStar | MemberStar:
         join = step_pb2.Join(
