@@ -71,7 +71,7 @@ class Command:
 
 @contextmanager
 def router_command(content: dict[str, Any], folder: Path) -> Iterator[tuple[Command, str]]:
-    """`router --config` with the topology `content`; gives the command and its address, and leaves no process behind."""
+    """`router --config` with the topology `content`: the command and its address. Leaves no process behind."""
     path = folder / "topo.yaml"
     path.write_text(yaml.safe_dump(content))
     command = Command(["router", "--config", str(path)])

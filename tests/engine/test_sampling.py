@@ -1,0 +1,39 @@
+"""The same seed gives the same tokens alone, in a batch and in another layout; real ranks on gloo."""
+
+from pathlib import Path
+
+import pytest
+
+from proto import control_pb2
+from router.generation import GenerationRequest
+from tests.engine.test_parity import ENGINE, LAYOUTS, prompts
+from tests.harness.checkpoints import Oracle
+from tests.harness.running_router import RunningRouter, running_router, topology
+
+
+def sampled(prompt: tuple[int, ...], *, seed: int) -> GenerationRequest:
+    return GenerationRequest(
+        prompt_ids=prompt,
+        max_new_tokens=40,
+        stop_token_ids=frozenset(),
+        sampling=control_pb2.Sampling(temperature=0.8, top_p=0.95, top_k=50, min_p=0.01, seed=seed),
+    )
+
+
+def tokens(router: RunningRouter, requests: list[GenerationRequest]) -> list[list[int]]:
+    return [generation.token_ids for generation in router.generate_all(requests)]
+
+
+@pytest.mark.timeout(120)
+def test_the_same_seed_gives_the_same_tokens_alone_in_a_batch_and_in_another_layout(
+    mixtral: Oracle, tmp_path: Path
+) -> None:
+    requests = [sampled(prompt, seed=index) for index, prompt in enumerate(prompts()[:6])]
+    found = []
+    for name in ("unified-dp1", "cp2-ep2"):
+        pools, devices = LAYOUTS[name]
+        with running_router(topology(mixtral.folder, pools=pools, devices=devices, engine=ENGINE), tmp_path) as router:
+            found.append([tokens(router, [request])[0] for request in requests])
+            found.append(tokens(router, requests))
+    assert found[0] == found[1] == found[2] == found[3]
+    assert len({tuple(row) for row in found[0]}) == len(requests)
