@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from moe.dispatch import NO_EXPERT, GatherDispatcher
 from moe.experts import TorchExperts
 from moe.gate import choose_experts
+from worker.linear import PlainLinear
 
 HIDDEN, WIDTH, EXPERTS, TOP_K = 12, 7, 6, 3
 
@@ -38,8 +39,8 @@ def run(first: int, count: int, x: torch.Tensor, ids: torch.Tensor, shares: torc
     gate_up, down = weights()
     experts = TorchExperts(
         first=first,
-        gate_up=[lambda rows, w=w: F.linear(rows, w) for w in gate_up[first : first + count]],
-        down=[lambda rows, w=w: F.linear(rows, w) for w in down[first : first + count]],
+        gate_up=[PlainLinear(weight) for weight in gate_up[first : first + count]],
+        down=[PlainLinear(weight) for weight in down[first : first + count]],
     )
     return experts.run(x, ids, shares)
 

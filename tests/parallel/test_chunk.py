@@ -1,6 +1,7 @@
 """The cut of a chunk over cp: owners, page boundaries, balance, and the bound that admission counts with."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -83,7 +84,7 @@ def test_every_page_is_begun_by_exactly_one_chunk(history: History, sizes: list[
 def test_cuts_are_at_page_boundaries_and_neighbours_differ(history: History, sizes: list[int]) -> None:
     for new_tokens in sizes:
         segments = history.cut(new_tokens).segments
-        for before, after in zip(segments, segments[1:], strict=False):
+        for before, after in pairwise(segments):
             assert after.start % history.page_size == 0
             assert before.coordinate != after.coordinate
 

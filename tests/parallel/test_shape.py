@@ -195,7 +195,7 @@ def test_every_product_that_is_not_the_stage_is_refused_with_the_arithmetic(widt
 
 
 def test_a_remainder_names_the_legal_ep_where_the_rest_fits() -> None:
-    with pytest.raises(ValueError, match="dp 1 x cp 2 x tp 4 = 8: .* with moe_dp 2 and moe_tp 1, ep must be 4"):
+    with pytest.raises(ValueError, match=r"dp 1 x cp 2 x tp 4 = 8: .* with moe_dp 2 and moe_tp 1, ep must be 4"):
         shape_of(pp=1, attention=(1, 2, 4), experts=(2, 3, 1))
 
 

@@ -55,7 +55,7 @@ def assert_ends_with(command: Command, stream: Any, *names: str) -> None:
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert command.wait() == 1
     for name in names:
-        assert name in error.details(), error.details()
+        assert name in str(error.details())
         assert name in command.output
 
 

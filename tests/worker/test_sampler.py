@@ -1,5 +1,7 @@
 """Draws: filters keep what they should, noise is a function of seed, position and token, and it follows the softmax."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,12 +11,12 @@ from worker.sampler import Draw, draw_tokens, filter_logits, gumbel_noise
 CPU = torch.device("cpu")
 
 
-def draw(position: int = 0, **sampling: float) -> Draw:
-    values = {"temperature": 1.0, "top_p": 1.0, "seed": 3, **sampling}
-    return Draw(sampling=control_pb2.Sampling(**values), position=position)  # type: ignore[arg-type]
+def draw(position: int = 0, **sampling: Any) -> Draw:
+    values: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "seed": 3, **sampling}
+    return Draw(sampling=control_pb2.Sampling(**values), position=position)
 
 
-def kept(logits: list[float], **sampling: float) -> list[int]:
+def kept(logits: list[float], **sampling: Any) -> list[int]:
     filtered = filter_logits(torch.tensor([logits]), [draw(**sampling).sampling])
     return filtered.isfinite()[0].nonzero().flatten().tolist()
 
@@ -38,7 +40,7 @@ def test_temperature_zero_is_the_argmax_beside_rows_that_sample() -> None:
         ({"top_k": 3, "top_p": 0.99, "min_p": 0.2}, [1, 3]),
     ],
 )
-def test_filters_keep_the_fewest_tokens_that_they_should(sampling: dict[str, float], expected: list[int]) -> None:
+def test_filters_keep_the_fewest_tokens_that_they_should(sampling: dict[str, Any], expected: list[int]) -> None:
     # Probabilities 0.04, 0.26, 0.1, 0.6 or close to it.
     logits = torch.tensor([0.04, 0.26, 0.1, 0.6]).log().tolist()
     assert kept(logits, **sampling) == expected
