@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from attention.select import create_backend
+from attention.interface import AttentionBackend, AttentionSpec
 from parallel.groups import RankGroups
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings
@@ -29,6 +29,7 @@ def build_model(
     settings: EngineSettings,
     groups: RankGroups,
     memory: KvMemory,
+    make_backend: Callable[[AttentionSpec], AttentionBackend],
     progress: Callable[[float], None],
 ) -> RankModel:
     """Blocking: reads this rank's slices of the checkpoint in `folder` and packs them."""
@@ -41,8 +42,7 @@ def build_model(
         num_heads=description.num_heads // shape.attention.tp,
         page_size=settings.page_size,
     )
-    kind = None if settings.attention_kernel == "auto" else settings.attention_kernel
-    backend = create_backend(spec, kind=kind)
+    backend = make_backend(spec)
     parts = Parts(description, weights=weights, groups=groups, memory=memory, spec=spec, backend=backend)
     layers = stage_layers(description, pp=shape.pp, pp_rank=coordinates.pp_rank)
     embedding = "model.embed_tokens.weight"

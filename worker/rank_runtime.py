@@ -2,10 +2,12 @@
 
 import queue
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore
 
+from attention.select import create_backend
 from parallel.checkpoint import resolve_model
 from parallel.communicator import CollectiveClock
 from parallel.groups import build_groups
@@ -105,6 +107,7 @@ class RankRuntime:
         folder = resolve_model(self._assignment.model)
         description = describe_checkpoint(folder)
         dtype = resolve_dtype(settings.dtype)
+        kernel = settings.attention_kernel
         memory = allocate_kv(
             description, shape=shape, coordinates=coordinates, settings=settings, dtype=dtype, device=self._device
         )
@@ -116,6 +119,7 @@ class RankRuntime:
             settings=settings,
             groups=self._groups,
             memory=memory,
+            make_backend=partial(create_backend, kind=None if kernel == "auto" else kernel),
             progress=lambda fraction: self._progress("weights", fraction),
         )
         self._memory = memory

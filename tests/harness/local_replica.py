@@ -1,0 +1,120 @@
+"""A replica whose ranks are threads of this process: the real leader, runners and gloo groups, without launchers.
+
+For what only has to see the step path: other kernels behind it, one layer's sums, a wrong part put in on purpose.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch._C._distributed_c10d import HashStore
+
+from attention.interface import AttentionBackend, AttentionSpec
+from parallel.communicator import CollectiveClock
+from parallel.groups import build_groups
+from parallel.models.registry import describe_checkpoint
+from parallel.settings import EngineSettings
+from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
+from proto import control_pb2, step_pb2
+from worker.engine.leader import Leader
+from worker.kv_memory import allocate_kv
+from worker.rank_model import build_model
+from worker.runner import ModelRunner
+from worker.step_rows import SequenceTables
+
+MakeBackend = Callable[[AttentionSpec], AttentionBackend]
+
+
+class LocalReplica:
+    """dp · cp ranks over the checkpoint in `folder`, experts (where it has them) over all of them."""
+
+    def __init__(
+        self, folder: Path, *, settings: EngineSettings, make_backend: MakeBackend, dp: int = 1, cp: int = 1
+    ) -> None:
+        description = describe_checkpoint(folder)
+        experts = ExpertSizes(ep=dp * cp) if description.experts else None
+        self._shape = ReplicaShape(attention=AttentionSizes(dp=dp, cp=cp), experts=experts)
+        self._leader = Leader(shape=self._shape, settings=settings)
+        self._store = HashStore()
+        self._ranks = ThreadPoolExecutor(self._shape.world_size)
+        barrier = threading.Barrier(self._shape.world_size)
+
+        def build(rank: int) -> ModelRunner:
+            barrier.wait(timeout=30)
+            coordinates = self._shape.coordinates(rank)
+            clock = CollectiveClock()
+            groups = build_groups(
+                self._shape,
+                global_rank=rank,
+                order=self._shape.creation_order_of(rank),
+                store=self._store,
+                device_kind="cpu",
+                host_address="127.0.0.1",
+                timeout_s=30,
+                clock=clock,
+            )
+            memory = allocate_kv(
+                description,
+                shape=self._shape,
+                coordinates=coordinates,
+                settings=settings,
+                dtype=torch.float32,
+                device=torch.device("cpu"),
+            )
+            model = build_model(
+                folder,
+                description,
+                shape=self._shape,
+                coordinates=coordinates,
+                settings=settings,
+                groups=groups,
+                memory=memory,
+                make_backend=make_backend,
+                progress=lambda _: None,
+            )
+            tables = SequenceTables(
+                shape=self._shape,
+                coordinates=coordinates,
+                page_size=settings.page_size,
+                max_sequences=settings.max_sequences,
+            )
+            return ModelRunner(
+                model,
+                tables=tables,
+                settings=settings,
+                num_slots=dp * settings.max_sequences,
+                global_rank=rank,
+                cp=groups["attn_cp"],
+                clock=clock,
+                hand_off=lambda item, wait: None,
+            )
+
+        self.runners = list(self._ranks.map(build, range(self._shape.world_size)))
+
+    def run(self, submits: Sequence[control_pb2.Submit]) -> dict[int, list[npt.NDArray[np.float32]]]:
+        """Runs all until they end; returns the logits of each that asked for them, by request id."""
+        for submit in submits:
+            self._leader.handle(control_pb2.ToReplica(submit=submit))
+        logits: dict[int, list[npt.NDArray[np.float32]]] = {submit.request_id: [] for submit in submits}
+        while (plan := self._leader.next_plan()) is not None:
+            for result in self._ranks.map(lambda runner, plan=plan: self._step(runner, plan), self.runners):
+                self._leader.handle_result(result)
+            for event in self._leader.take_events():
+                assert event.WhichOneof("event") != "refused", event
+                if event.WhichOneof("event") == "logits":
+                    logits[event.logits.request_id].append(np.frombuffer(event.logits.float32, dtype=np.float32))
+        assert self._leader.is_idle
+        self._leader.check_integrity()
+        return logits
+
+    def close(self) -> None:
+        """Ends the ranks' threads."""
+        self._ranks.shutdown()
+
+    @staticmethod
+    def _step(runner: ModelRunner, plan: step_pb2.StepPlan) -> step_pb2.StepResult:
+        return runner.run(plan)()
