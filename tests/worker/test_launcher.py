@@ -1,0 +1,112 @@
+"""A launcher by its own protocol, with mocked ranks: leases, epochs, and assignments that contradict themselves."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from parallel.settings import EngineSettings
+from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
+from parallel.topology import HostSpec, PoolSpec, Topology, plan_topology
+from parallel.wire import assign_request
+from proto import control_pb2, control_pb2_grpc
+from tests.harness.checkpoints import Oracle
+from tests.harness.router_process import worker_command
+
+ROUTER = 7
+
+
+@pytest.fixture
+def launcher() -> Iterator[Any]:
+    """The stub of a mocked launcher whose lease this test holds."""
+    with worker_command("--mock") as (_, address), grpc.insecure_channel(address) as channel:
+        stub = control_pb2_grpc.LauncherStub(channel)
+        watch = stub.Watch(control_pb2.WatchRequest(router_id=ROUTER, heartbeat_timeout_s=10))
+        next(watch)
+        yield stub
+        watch.cancel()
+
+
+def plan() -> Topology:
+    shape = ReplicaShape(attention=AttentionSizes(dp=2), experts=ExpertSizes(ep=2))
+    pool = PoolSpec(name="unified", replicas=1, shape=shape, engine=EngineSettings(kv_tokens=1024))
+    host = HostSpec(name="here", address="local", device="cpu", devices=(0, 1))
+    return plan_topology(model="", hosts=[host], pools=[pool])
+
+
+def request(oracle: Oracle, *, epoch: int = 1, router_id: int = ROUTER) -> control_pb2.AssignRequest:
+    topology = plan()
+    return assign_request(
+        topology.replicas[0],
+        host=topology.hosts[0],
+        addresses=("127.0.0.1", "127.0.0.1"),
+        rendezvous_port=1,
+        model=str(oracle.folder),
+        router_id=router_id,
+        epoch=epoch,
+        secret=1,
+        start_timeout_s=10,
+    )
+
+
+def refusal(call: Any) -> str:
+    """The message of a FAILED_PRECONDITION."""
+    with pytest.raises(grpc.RpcError) as caught:
+        list(call)
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    return str(caught.value.details())
+
+
+def test_a_complete_assignment_is_taken_and_a_higher_epoch_replaces_it(launcher: Any, mixtral: Oracle) -> None:
+    for epoch in (1, 2, 5):
+        events = list(launcher.Assign(request(mixtral, epoch=epoch), timeout=10))
+        assert sorted(event.ready.global_rank for event in events) == [0, 1]
+
+
+def test_a_stale_epoch_is_refused_with_both_numbers(launcher: Any, mixtral: Oracle) -> None:
+    list(launcher.Assign(request(mixtral, epoch=4), timeout=10))
+    for epoch in (3, 4):
+        assert f"epoch {epoch} of unified/0 is stale: this host has epoch 4" in refusal(
+            launcher.Assign(request(mixtral, epoch=epoch), timeout=10)
+        )
+    stale = control_pb2.ToReplica(replica="unified/0", epoch=3)
+    assert "epoch 3 of unified/0 is not assigned here: this host has epoch 4" in refusal(
+        launcher.Attach(iter([stale]), timeout=10)
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("attn_dp_rank", 0, "attn_dp_rank 0, but its sizes and global rank give 1"),
+        ("attn_cp_rank", 1, "attn_cp_rank 1, but its sizes and global rank give 0"),
+        ("moe_ep_rank", 0, "moe_ep_rank 0, but its sizes and global rank give 1"),
+        ("moe_dp_rank", 3, "moe_dp_rank 3, but its sizes and global rank give 0"),
+        ("pp_rank", 2, "pp_rank 2, but its sizes and global rank give 0"),
+    ],
+)
+def test_coordinates_that_differ_from_what_a_rank_derives_name_both_values(
+    launcher: Any, mixtral: Oracle, field: str, value: int, words: str
+) -> None:
+    wrong = request(mixtral)
+    setattr(wrong.ranks[1], field, value)
+    assert words in refusal(launcher.Assign(wrong, timeout=10))
+
+
+def test_groups_that_differ_are_refused(launcher: Any, mixtral: Oracle) -> None:
+    wrong = request(mixtral)
+    del wrong.ranks[0].groups[0]
+    assert "was assigned the groups ()" in refusal(launcher.Assign(wrong, timeout=10))
+
+
+def test_sizes_with_a_remainder_are_refused(launcher: Any, mixtral: Oracle) -> None:
+    wrong = request(mixtral)
+    wrong.sizes.experts.ep = 3
+    assert "= 3 ranks" in refusal(launcher.Assign(wrong, timeout=10))
+
+
+def test_a_second_router_is_refused_while_the_lease_is_held(launcher: Any, mixtral: Oracle) -> None:
+    other = control_pb2.WatchRequest(router_id=8, heartbeat_timeout_s=10)
+    assert f"serves router {ROUTER:016x}" in refusal(launcher.Watch(other, timeout=10))
+    assert "does not hold this launcher's lease" in refusal(launcher.Assign(request(mixtral, router_id=8), timeout=10))

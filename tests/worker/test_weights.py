@@ -1,0 +1,58 @@
+"""A rank reads its own slices of a checkpoint and nothing of an expert that it does not own."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from parallel.models.registry import describe_checkpoint
+from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
+from parallel.sharding import rank_slices
+from tests.harness.checkpoints import Oracle
+from worker.weights import Weights, load_weights
+
+
+def load(folder: Path, shape: ReplicaShape, rank: int) -> Weights:
+    slices = rank_slices(describe_checkpoint(folder), shape=shape, coordinates=shape.coordinates(rank))
+    return load_weights(folder, slices, dtype=torch.float32, device=torch.device("cpu"), progress=lambda fraction: None)
+
+
+def test_each_expert_is_read_by_its_owner_alone(mixtral: Oracle) -> None:
+    shape = ReplicaShape(attention=AttentionSizes(dp=4), experts=ExpertSizes(ep=4))
+    whole = load_file(mixtral.folder / "model.safetensors")
+    for rank in range(4):
+        weights = load(mixtral.folder, shape, rank)
+        for name, tensor in whole.items():
+            if ".experts." in name:
+                expert = int(name.split(".experts.")[1].split(".")[0])
+                assert (name in weights) == (expert // 2 == rank)
+            if name in weights:
+                assert torch.equal(weights[name], tensor)
+
+
+@pytest.mark.parametrize("tp", [2, 3, 6])
+def test_slices_of_all_ranks_put_together_are_the_tensor_padded_with_zeros(mixtral: Oracle, tp: int) -> None:
+    shape = ReplicaShape(attention=AttentionSizes(tp=tp), experts=ExpertSizes(moe_tp=tp))
+    whole = load_file(mixtral.folder / "model.safetensors")
+    parts = [load(mixtral.folder, shape, rank) for rank in range(tp)]
+    for name, dim in (
+        ("model.embed_tokens.weight", 0),
+        ("model.layers.1.self_attn.q_proj.weight", 0),
+        ("model.layers.1.self_attn.o_proj.weight", 1),
+        ("model.layers.2.block_sparse_moe.experts.3.w1.weight", 0),
+        ("model.layers.2.block_sparse_moe.experts.3.w2.weight", 1),
+    ):
+        joined = torch.cat([part[name] for part in parts], dim=dim)
+        size = whole[name].shape[dim]
+        assert torch.equal(joined.narrow(dim, 0, size), whole[name])
+        assert joined.narrow(dim, size, joined.shape[dim] - size).abs().sum() == 0
+
+
+def test_a_shape_that_differs_from_the_config_is_told_with_both(llama: Oracle, tmp_path: Path) -> None:
+    config = (llama.folder / "config.json").read_text().replace('"intermediate_size": 80', '"intermediate_size": 96')
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "model.safetensors").symlink_to(llama.folder / "model.safetensors")
+    shape = ReplicaShape(attention=AttentionSizes(), experts=None)
+    with pytest.raises(ValueError, match=r"of shape \(80, 48\), its config.json asks for \(96, 48\)"):
+        load(tmp_path, shape, 0)
