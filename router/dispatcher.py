@@ -35,6 +35,11 @@ class Dispatcher:
         self._replicas = list(replicas)
 
     @property
+    def replicas(self) -> Sequence[ReplicaClient]:
+        """The replicas that serve."""
+        return self._replicas
+
+    @property
     def num_held(self) -> int:
         """Generations of which some replica holds something."""
         return len(self._generations)

@@ -32,7 +32,7 @@ def test_an_abort_in_any_phase_leaves_every_page_free_and_the_next_answers_right
 
         router.run(many())
         router.wait_until_empty()
-        for replica in dispatcher._replicas:
+        for replica in dispatcher.replicas:
             engine = replica.plan.engine
             shape = replica.plan.shape.attention
             assert replica.load.free_pages == engine.num_pages * shape.cp * shape.dp

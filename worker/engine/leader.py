@@ -55,6 +55,7 @@ class Leader:
         self._leaves: list[int] = []
         self._events: list[control_pb2.Event] = []
         self._tokens = control_pb2.Tokens()
+        self._totals = control_pb2.Load()
 
     # ---- what comes in ----
 
@@ -81,6 +82,10 @@ class Leader:
         """Takes what one rank answers to a step."""
         step = self._steps[result.step_id]
         step.silent.remove(result.global_rank)
+        if result.global_rank == 0:
+            self._totals.num_steps += 1
+            self._totals.step_s += result.step_s
+            self._totals.collective_s += result.collective_s
         for index, (slot, token_id) in enumerate(zip(result.slots, result.token_ids, strict=True)):
             sequence = step.by_slot[slot]
             if sequence.finish_reason:
@@ -313,6 +318,9 @@ class Leader:
             free_pages=sum(coordinate.pages.num_free for coordinate in self._coordinates),
             running=len(self._sequences) + len(self._reservations) - queued,
             waiting=len(self._waiting) + queued,
+            num_steps=self._totals.num_steps,
+            step_s=self._totals.step_s,
+            collective_s=self._totals.collective_s,
         )
 
     def _emit(self, event: control_pb2.Event) -> None:
