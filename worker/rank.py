@@ -106,6 +106,13 @@ class RankProcess:
         return self._store
 
     def _read(self) -> None:
+        try:
+            self._read_messages()
+        except Exception as error:  # the thread's edge: a rank that hears nothing must not go on
+            self.fail(error)
+        os._exit(0)  # the launcher is gone
+
+    def _read_messages(self) -> None:
         for payload in self._link:
             message = control_pb2.ToRank.FromString(payload)
             kind = message.WhichOneof("message")
@@ -115,7 +122,6 @@ class RankProcess:
                 self._inbox.put(message.assign)
             elif self._runtime is not None:
                 self._runtime.to_leader(message.replica)
-        os._exit(0)  # the launcher is gone
 
     def _tell(self, message: control_pb2.FromRank) -> None:
         try:

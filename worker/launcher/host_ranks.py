@@ -89,10 +89,10 @@ class HostRanks:
             raise AssignmentError(f"the leader of {replica} is not on this host", status="FAILED_PRECONDITION")
         return known.from_leader
 
-    def to_leader(self, replica: str, message: control_pb2.ToReplica) -> None:
-        """Hands a message to the leader of `replica`; one for a leader that has ended is dropped."""
+    def to_leader(self, replica: str, message: control_pb2.ToReplica, *, epoch: int) -> None:
+        """Hands a message to the leader of (replica, epoch); one for a leader that has ended is dropped."""
         leader = self._leader(replica)
-        if leader is not None:
+        if leader is not None and leader.epoch == epoch:
             leader.handle.send(control_pb2.ToRank(replica=message))
 
     async def stop(self) -> None:

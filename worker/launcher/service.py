@@ -116,7 +116,7 @@ class LauncherService(control_pb2_grpc.LauncherServicer):
             events = ranks.attach(first.replica, epoch=first.epoch)
         except AssignmentError as error:
             await context.abort(grpc.StatusCode[error.status], str(error))
-        relay = asyncio.create_task(_relay(request_iterator, ranks=ranks, replica=first.replica))
+        relay = asyncio.create_task(_relay(request_iterator, ranks=ranks, first=first))
         try:
             while True:
                 yield await events.get()
@@ -143,9 +143,11 @@ class LauncherService(control_pb2_grpc.LauncherServicer):
         return self._lease.ranks
 
 
-async def _relay(messages: AsyncIterator[control_pb2.ToReplica], *, ranks: HostRanks, replica: str) -> None:
+async def _relay(
+    messages: AsyncIterator[control_pb2.ToReplica], *, ranks: HostRanks, first: control_pb2.ToReplica
+) -> None:
     async for message in messages:
-        ranks.to_leader(replica, message)
+        ranks.to_leader(first.replica, message, epoch=first.epoch)
 
 
 def _check_devices(kind: str, devices: list[int], *, mock: bool) -> None:

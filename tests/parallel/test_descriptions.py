@@ -1,0 +1,69 @@
+"""Descriptions of models: what a config.json may say, and what is refused with the key and the value."""
+
+from pathlib import Path
+
+import pytest
+
+from parallel.models.registry import describe_checkpoint
+from tests.tiny_models import describe, llama, mixtral, write_config
+
+
+def test_a_dense_model_has_a_width_and_no_experts() -> None:
+    description = describe(llama())
+    assert (description.intermediate_size, description.experts) == (20, None)
+    assert len(description.tensors) == 3 + 4 * 9
+
+
+def test_a_mixture_has_experts_and_no_width() -> None:
+    description = describe(mixtral())
+    assert description.intermediate_size is None
+    assert description.experts is not None
+    assert (description.experts.num_experts, description.experts.top_k) == (8, 2)
+    assert len(description.tensors) == 3 + 4 * (6 + 1 + 8 * 3)
+
+
+def test_a_tied_output_has_no_tensor_of_its_own() -> None:
+    assert "lm_head.weight" not in [spec.name for spec in describe(llama(tie_word_embeddings=True)).tensors]
+
+
+def test_tensor_names_are_distinct() -> None:
+    for config in (llama(), mixtral()):
+        names = [spec.name for spec in describe(config).tensors]
+        assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"vocab_size": 0}, "vocab_size = 0: it must be a positive integer"),
+        ({"hidden_size": "32"}, "hidden_size = '32': it must be a positive integer"),
+        ({"num_hidden_layers": True}, "num_hidden_layers = True"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu': only 'silu' runs yet"),
+        ({"attention_bias": True}, "attention_bias = True: only False runs yet"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn'"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok = 9, more than num_local_experts = 8"),
+        ({"sliding_window": 128}, "sliding_window = 128"),
+    ],
+)
+def test_what_the_engine_does_not_compute_is_refused(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        describe(mixtral(**changes))
+    assert sentence in str(caught.value)
+
+
+def test_an_unknown_family_is_refused_with_those_that_run(tmp_path: Path) -> None:
+    write_config(tmp_path, llama(model_type="gpt2"))
+    with pytest.raises(ValueError, match="model_type 'gpt2': the families that run are llama, mixtral"):
+        describe_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "7", "null", b"\xff\xfe{".decode("latin-1")])
+def test_a_config_that_is_no_json_object_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match="config.json"):
+        describe_checkpoint(tmp_path)
+
+
+def test_a_missing_config_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="config.json does not exist"):
+        describe_checkpoint(tmp_path)
