@@ -31,10 +31,12 @@ def resolve_model(model: str, *, weights: bool = True) -> Path:
 
 
 def weight_files(folder: Path) -> Mapping[str, Path]:
-    """The file of each tensor by name, from the index or the single file; ValueError where there is neither."""
+    """The file of each tensor by name, from the index or the files themselves; ValueError where there is neither."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        names = json.loads(index.read_text()).get("weight_map")
+        if not isinstance(names, dict):
+            raise ValueError(f"{index} has no weight_map: fetch the checkpoint anew")
         return {name: folder / file for name, file in names.items()}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -43,9 +45,17 @@ def weight_files(folder: Path) -> Mapping[str, Path]:
 
 
 def read_header(file: Path) -> bytes:
-    """The JSON header of a safetensors file: 8 bytes of its length, then itself."""
-    with file.open("rb") as stream:
-        return stream.read(int.from_bytes(stream.read(8), "little"))
+    """The JSON header of a safetensors file: 8 bytes of its length, then itself; ValueError names a file without."""
+    try:
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            # Compared before it is read: eight bytes of anything else name a length that no memory has.
+            header = stream.read(size) if 0 < size <= file.stat().st_size - 8 else b""
+    except FileNotFoundError:
+        raise ValueError(f"{file} is missing: fetch the checkpoint anew") from None
+    if not header.startswith(b"{"):
+        raise ValueError(f"{file} is no safetensors file, or was cut short: fetch the checkpoint anew")
+    return header
 
 
 def fingerprint(folder: Path) -> str:
@@ -55,8 +65,9 @@ def fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(set(weight_files(folder).values())):
+        header = read_header(file)
         digest.update(f"{file.name}:{file.stat().st_size}".encode())
-        digest.update(read_header(file))
+        digest.update(header)
     return digest.hexdigest()[:16]
 
 

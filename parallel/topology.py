@@ -96,7 +96,8 @@ def plan_topology(*, model: str, hosts: Sequence[HostSpec], pools: Sequence[Pool
     free: dict[str, list[int]] = {host.name: list(host.devices) for host in hosts}
     replicas: list[ReplicaPlan] = []
     for pool in pools:
-        names = pool.hosts or tuple(free)
+        # A host that a pool names twice still has each device once.
+        names = tuple(dict.fromkeys(pool.hosts or free))
         places = _take(pool, free=free, names=names)
         world = pool.shape.world_size
         replicas += [

@@ -19,10 +19,12 @@ def describe_checkpoint(folder: Path) -> ModelDescription:
         config = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: a model is a folder with config.json and *.safetensors") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # of the JSON, or of the bytes that should be its text
         raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no JSON object: a model's config does")
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ValueError(f"{path} has model_type {family!r}: the families that run are {', '.join(FAMILIES)}")
     try:
         return FAMILIES[family](config)

@@ -20,7 +20,7 @@ def test_a_local_folder_is_itself(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_config_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no config.json"):
+    with pytest.raises(ValueError, match=r"has no config\.json"):
         resolve_model(str(tmp_path))
 
 
@@ -81,7 +81,7 @@ def test_an_index_without_a_weight_map_is_an_error(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_safetensors_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match="model.safetensors is no safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is no safetensors file"):
         weight_files(tmp_path)
 
 
@@ -112,5 +112,5 @@ def test_a_fingerprint_of_an_incomplete_download_is_an_error_that_names_the_file
     write_config(tmp_path, llama())
     index = {"weight_map": {"a": "one.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="one.safetensors"):
+    with pytest.raises(ValueError, match=r"one\.safetensors"):
         fingerprint(tmp_path)

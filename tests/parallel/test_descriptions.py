@@ -60,10 +60,10 @@ def test_an_unknown_family_is_refused_with_those_that_run(tmp_path: Path) -> Non
 @pytest.mark.parametrize("text", ["{", "[]", "7", "null", b"\xff\xfe{".decode("latin-1")])
 def test_a_config_that_is_no_json_object_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ValueError, match="config.json"):
+    with pytest.raises(ValueError, match=r"config\.json"):
         describe_checkpoint(tmp_path)
 
 
 def test_a_missing_config_is_an_error_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="config.json does not exist"):
+    with pytest.raises(ValueError, match=r"config\.json does not exist"):
         describe_checkpoint(tmp_path)

@@ -72,7 +72,7 @@ def test_too_few_devices_is_an_error_with_both_counts() -> None:
 
 
 def test_a_host_named_twice_by_a_pool_gives_its_devices_once() -> None:
-    with pytest.raises(ValueError, match="needs 2 devices .* have 1 left"):
+    with pytest.raises(ValueError, match=r"needs 2 devices .* have 1 left"):
         plan_topology(model="m", hosts=[host("a", 0)], pools=[pool("unified", dp=2, hosts=("a", "a"))])
 
 

@@ -1,0 +1,158 @@
+"""What each rank holds beside the tiling of tensors (test_sharding.py): owners, outer stages, padding, KV."""
+
+from collections import Counter
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parallel.mesh import divisors
+from parallel.models.description import ModelDescription, Part
+from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
+from parallel.sharding import (
+    TensorSlice,
+    even_interval,
+    expert_owner,
+    kv_elements_per_token,
+    kv_head_interval,
+    rank_slices,
+    stage_layers,
+)
+from tests.tiny_models import describe, llama, mixtral
+
+# Uneven on purpose: 50 words and a width of 20 are not divisible by 8, 3 KV heads meet 9 query heads.
+DENSE = describe(llama())
+MOE = describe(mixtral())
+TIED = describe(mixtral(tie_word_embeddings=True))
+THREE_KV_HEADS = describe(llama(num_attention_heads=9, num_key_value_heads=3))
+
+
+def dense_shapes(tps: tuple[int, ...] = (1, 2, 4, 8)) -> list[ReplicaShape]:
+    return [
+        ReplicaShape(pp=pp, attention=AttentionSizes(dp=dp, cp=2, tp=tp), experts=None)
+        for pp, dp, tp in product((1, 2, 4), (1, 2), tps)
+    ]
+
+
+def moe_shapes() -> list[ReplicaShape]:
+    return [
+        ReplicaShape(
+            pp=pp,
+            attention=AttentionSizes(dp=8 // tp, tp=tp),
+            experts=ExpertSizes(moe_dp=8 // ep // moe_tp, ep=ep, moe_tp=moe_tp),
+        )
+        for pp, tp, ep in product((1, 3), (1, 2, 8), divisors(8))
+        for moe_tp in divisors(8 // ep)
+    ]
+
+
+CASES = [
+    *((DENSE, shape) for shape in dense_shapes()),
+    *((THREE_KV_HEADS, shape) for shape in dense_shapes((1, 3, 9))),
+    *((model, shape) for model in (MOE, TIED) for shape in moe_shapes()),
+]
+
+
+def slices_by_tensor(description: ModelDescription, shape: ReplicaShape) -> dict[str, list[TensorSlice]]:
+    """Every slice of every rank, by the tensor's name."""
+    found: dict[str, list[TensorSlice]] = {spec.name: [] for spec in description.tensors}
+    for rank in range(shape.world_size):
+        for part in rank_slices(description, shape=shape, coordinates=shape.coordinates(rank)):
+            found[part.spec.name].append(part)
+    return found
+
+
+def test_every_rank_that_holds_a_tensor_holds_one_padded_size_of_it() -> None:
+    for description, shape in CASES:
+        for name, slices in slices_by_tensor(description, shape).items():
+            assert len({part.num_elements for part in slices}) == 1, (shape, name)
+            for part in slices:
+                assert all(interval.size <= interval.padded for interval in part.intervals)
+
+
+def test_an_expert_is_owned_once_in_each_moe_dp_block_and_read_by_no_other() -> None:
+    for shape in moe_shapes():
+        assert shape.experts is not None
+        for rank in range(shape.world_size):
+            coordinates = shape.coordinates(rank)
+            for part in rank_slices(MOE, shape=shape, coordinates=coordinates):
+                if part.spec.expert is not None:
+                    owner = expert_owner(MOE, ep=shape.experts.ep, expert=part.spec.expert)
+                    assert owner == coordinates.moe_ep_rank
+        for name, slices in slices_by_tensor(MOE, shape).items():
+            if slices[0].spec.expert is not None:
+                assert len(slices) == shape.experts.moe_dp * shape.experts.moe_tp, name
+
+
+def test_experts_are_dealt_in_contiguous_equal_shares() -> None:
+    assert [expert_owner(MOE, ep=4, expert=expert) for expert in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_a_layers_tensors_are_on_its_stage_alone() -> None:
+    for description, shape in CASES:
+        for rank in range(shape.world_size):
+            coordinates = shape.coordinates(rank)
+            layers = stage_layers(description, pp=shape.pp, pp_rank=coordinates.pp_rank)
+            for part in rank_slices(description, shape=shape, coordinates=coordinates):
+                assert part.spec.layer is None or part.spec.layer in layers
+
+
+def test_embedding_and_output_are_on_the_outer_stages() -> None:
+    attention = AttentionSizes()
+    for description, on_last in ((MOE, {Part.OUTPUT}), (TIED, {Part.OUTPUT, Part.EMBEDDING})):
+        shape = ReplicaShape(pp=3, attention=attention, experts=ExpertSizes())
+        parts = [
+            {part.spec.part for part in rank_slices(description, shape=shape, coordinates=shape.coordinates(rank))}
+            for rank in range(3)
+        ]
+        assert parts == [{Part.LAYER, Part.EMBEDDING}, {Part.LAYER}, {Part.LAYER} | on_last]
+
+
+def test_the_output_makes_the_last_stage_shorter() -> None:
+    description = describe(llama(num_hidden_layers=12, vocab_size=600))
+    sizes = [len(stage_layers(description, pp=3, pp_rank=index)) for index in range(3)]
+    assert sizes[0] >= sizes[1] > sizes[2] >= 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(size=st.integers(1, 500), parts=st.integers(1, 64))
+def test_even_intervals_tile_and_only_the_end_is_padded(size: int, parts: int) -> None:
+    intervals = [even_interval(size, parts=parts, index=index) for index in range(parts)]
+    assert [row for interval in intervals for row in range(interval.start, interval.end)] == list(range(size))
+    assert len({interval.padded for interval in intervals}) == 1
+    assert 0 <= intervals[0].padded * parts - size < parts
+    partial = [interval for interval in intervals if 0 < interval.size < interval.padded]
+    assert len(partial) <= 1
+
+
+@pytest.mark.parametrize(("num_kv_heads", "tp"), [(kv, tp) for kv in range(1, 9) for tp in range(1, 33)])
+def test_kv_heads_are_shared_out_or_replicated_to_neighbours(num_kv_heads: int, tp: int) -> None:
+    if num_kv_heads % tp and tp % num_kv_heads:
+        return
+    held = [kv_head_interval(num_kv_heads, tp=tp, tp_rank=rank) for rank in range(tp)]
+    copies = Counter(head for interval in held for head in range(interval.start, interval.end))
+    assert copies == Counter({head: max(1, tp // num_kv_heads) for head in range(num_kv_heads)})
+    assert [interval.start for interval in held] == sorted(interval.start for interval in held)
+
+
+def test_a_tp_ranks_query_heads_find_their_kv_heads_on_it() -> None:
+    for description in (DENSE, THREE_KV_HEADS):
+        group = description.num_heads // description.num_kv_heads
+        for tp in divisors(description.num_heads):
+            if description.num_kv_heads % tp and tp % description.num_kv_heads:
+                continue
+            for rank in range(tp):
+                queries = even_interval(description.num_heads, parts=tp, index=rank)
+                heads = kv_head_interval(description.num_kv_heads, tp=tp, tp_rank=rank)
+                needed = {query // group for query in range(queries.start, queries.end)}
+                assert needed == set(range(heads.start, heads.end))
+
+
+def test_kv_per_token_counts_the_stages_layers_and_the_ranks_heads() -> None:
+    shape = ReplicaShape(pp=2, attention=AttentionSizes(tp=8), experts=None)
+    for rank in range(shape.world_size):
+        coordinates = shape.coordinates(rank)
+        layers = len(stage_layers(DENSE, pp=2, pp_rank=coordinates.pp_rank))
+        # 4 KV heads over 8 ranks: each holds one of them, K and V of 4 elements.
+        assert kv_elements_per_token(DENSE, shape=shape, coordinates=coordinates) == {"full": layers * 2 * 4}

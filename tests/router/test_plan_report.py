@@ -1,0 +1,93 @@
+"""The plan as rows: coordinates, groups, bytes and what fits, for every axis."""
+
+import io
+
+from rich.console import Console
+
+from parallel.models.description import ModelDescription
+from parallel.settings import EngineSettings
+from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
+from parallel.sharding import rank_slices
+from parallel.topology import HostSpec, PoolSpec, Topology, plan_topology
+from router.plan_report import plan_report
+from router.plan_table import render
+from tests.tiny_models import describe, llama, mixtral
+
+MOE = describe(mixtral())
+EVERY_AXIS = ReplicaShape(
+    pp=2, attention=AttentionSizes(dp=2, cp=2, tp=2), experts=ExpertSizes(moe_dp=2, ep=2, moe_tp=2)
+)
+
+
+def topology(shape: ReplicaShape, *, replicas: int = 1, dtype: str = "float32") -> Topology:
+    host = HostSpec(name="here", address="local", device="cuda", devices=tuple(range(replicas * shape.world_size)))
+    engine = EngineSettings(dtype=dtype, page_size=16, kv_tokens=160)
+    pool = PoolSpec(name="unified", replicas=replicas, shape=shape, engine=engine)
+    return plan_topology(model="m", hosts=[host], pools=[pool])
+
+
+def weight_bytes(description: ModelDescription, shape: ReplicaShape, *, rank: int) -> int:
+    slices = rank_slices(description, shape=shape, coordinates=shape.coordinates(rank))
+    return sum(part.num_elements for part in slices) * 4
+
+
+def test_there_is_one_row_a_rank_with_its_place_and_every_coordinate() -> None:
+    report = plan_report(topology(EVERY_AXIS, replicas=2), description=MOE)
+    assert len(report.ranks) == 32
+    row = report.ranks[16 + 13]
+    assert (row.pool, row.replica, row.host, row.device, row.global_rank) == ("unified", 1, "here", "cuda:29", 13)
+    assert (row.pp_rank, row.attn_dp_rank, row.attn_cp_rank, row.attn_tp_rank) == (1, 1, 0, 1)
+    assert (row.moe_dp_rank, row.moe_ep_rank, row.moe_tp_rank) == (1, 0, 1)
+
+
+def test_weight_bytes_are_those_of_the_ranks_own_slices() -> None:
+    report = plan_report(topology(EVERY_AXIS), description=MOE)
+    assert [row.weight_bytes for row in report.ranks] == [
+        weight_bytes(MOE, EVERY_AXIS, rank=rank) for rank in range(16)
+    ]
+
+
+def test_bytes_follow_the_dtype() -> None:
+    wide, narrow = (plan_report(topology(EVERY_AXIS, dtype=dtype), description=MOE) for dtype in ("float32", "float16"))
+    for first, second in zip(wide.ranks, narrow.ranks, strict=True):
+        assert (first.weight_bytes, first.kv_bytes) == (2 * second.weight_bytes, 2 * second.kv_bytes)
+
+
+def test_kv_bytes_count_layers_and_heads_of_the_rank() -> None:
+    report = plan_report(topology(EVERY_AXIS), description=MOE)
+    # 4 layers over 2 stages, 4 KV heads over tp 2, K and V of 4 elements, 4 bytes each, 160 tokens.
+    assert sum(row.kv_bytes for row in report.ranks) == 160 * 4 * (4 * 2 * 4 * 4) * 4
+    assert {row.kv_bytes % (160 * 2 * 2 * 4 * 4) for row in report.ranks} == {0}
+
+
+def test_every_group_of_every_replica_is_listed_also_those_of_one_rank() -> None:
+    report = plan_report(topology(EVERY_AXIS, replicas=2), description=MOE)
+    for replica in (0, 1):
+        for axis in EVERY_AXIS.axes:
+            found = [row.ranks for row in report.groups if (row.replica, row.axis) == (replica, axis)]
+            assert found == [group.ranks for group in EVERY_AXIS.groups(axis)]
+    alone = plan_report(topology(ReplicaShape(attention=AttentionSizes(), experts=None)), description=describe(llama()))
+    assert [(row.axis, row.ranks) for row in alone.groups] == [
+        (axis, (0,)) for axis in ("pp", "attn_dp", "attn_cp", "attn_tp")
+    ]
+
+
+def test_what_fits_grows_with_cp_for_a_sequence_and_with_dp_for_a_replica() -> None:
+    (pool,) = plan_report(topology(EVERY_AXIS, replicas=2), description=MOE).pools
+    assert (pool.replicas, pool.ranks_per_replica) == (2, 16)
+    assert (pool.sequence_tokens, pool.context_tokens_per_replica) == (320, 640)
+
+
+def test_a_dense_model_has_no_expert_coordinates() -> None:
+    shape = ReplicaShape(attention=AttentionSizes(dp=2), experts=None)
+    report = plan_report(topology(shape), description=describe(llama()))
+    assert {(row.moe_dp_rank, row.moe_ep_rank, row.moe_tp_rank) for row in report.ranks} == {(None, None, None)}
+
+
+def test_the_printed_plan_names_every_rank_on_one_line_where_nobody_reads_a_terminal() -> None:
+    console = Console(file=io.StringIO(), width=40)
+    render(plan_report(topology(EVERY_AXIS), description=MOE), console)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert sum("cuda:" in line and "unified/0" in line and "here" in line for line in lines) == 16
+    assert any(line.split()[:2] == ["unified/0", "attn_tp"] and "(0 1) (2 3)" in line for line in lines)
