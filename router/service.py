@@ -1,5 +1,6 @@
 """The Inference service: validates, submits, streams, and gives everything back when a client goes."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -48,7 +49,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         try:
             if request.request_id in self._by_request_id:
                 raise InvalidRequestError(f"request_id is {request.request_id!r}: it must not be that of a running one")
-            generation = self._dispatcher.submit(self._validator.validate(request))
+            # Encoding a long prompt takes seconds, and every other stream lives in this loop.
+            checked = await asyncio.to_thread(self._validator.validate, request)
+            generation = self._dispatcher.submit(checked)
         except Exception as error:  # the edge of the request: one function gives every error its code
             await _abort(context, error)
         request_id = request.request_id or f"{generation.request_id:016x}"
@@ -88,7 +91,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self, generation: Generation, text: OutputText, context: Any
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """Deltas, each with all tokens that have come since the one before, then the completion."""
-        reason = ""
+        reason, num_sent = "", 0
         while not reason:
             delta = inference_pb2.Delta()
             event = await generation.events.get()
@@ -103,9 +106,10 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 if reason or generation.events.empty():
                     break
                 event = generation.events.get_nowait()
+            num_sent += len(delta.token_ids)
             if delta.token_ids or delta.text:
                 yield inference_pb2.GenerateResponse(delta=delta)
-        yield inference_pb2.GenerateResponse(complete=_complete(generation, reason=reason))
+        yield inference_pb2.GenerateResponse(complete=_complete(generation, reason=reason, num_sent=num_sent))
 
 
 def _add_tokens(delta: inference_pb2.Delta, event: TokensEvent, text: OutputText) -> str:
@@ -118,14 +122,12 @@ def _add_tokens(delta: inference_pb2.Delta, event: TokensEvent, text: OutputText
     return ""
 
 
-def _complete(generation: Generation, *, reason: str) -> inference_pb2.Complete:
+def _complete(generation: Generation, *, reason: str, num_sent: int) -> inference_pb2.Complete:
     clock = generation.clock
     handed_off = max(0.0, clock.handed_off_s - clock.first_token_s) if clock.handed_off_s else 0.0
     return inference_pb2.Complete(
         finish_reason=_REASONS[reason],
-        usage=inference_pb2.Usage(
-            prompt_tokens=len(generation.request.prompt_ids), generated_tokens=len(generation.token_ids)
-        ),
+        usage=inference_pb2.Usage(prompt_tokens=len(generation.request.prompt_ids), generated_tokens=num_sent),
         timings=inference_pb2.Timings(
             queue_s=clock.admitted_s,
             prefill_s=max(0.0, clock.first_token_s - clock.admitted_s),

@@ -26,6 +26,7 @@ class ModelText:
 
     def __init__(self, folder: Path) -> None:
         self._tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder)
+        self.longest_token_bytes = max(len(token.encode()) for token in self._tokenizer.get_vocab())
         self.defaults = read_defaults(folder)
 
     @property
@@ -41,8 +42,7 @@ class ModelText:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the special tokens that the tokenizer adds by itself."""
-        ids: list[int] = self._tokenizer.encode(text)
-        return ids
+        return self.tokenizer.encode(text).ids
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a chat, ready for the model's answer; ValueError where the template refuses it."""
@@ -50,8 +50,7 @@ class ModelText:
             text: str = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         except Exception as error:  # a template is the model's own program: it may raise anything
             raise ValueError(f"the model's chat template refuses it: {error}") from error
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return ids
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def read_defaults(folder: Path) -> GenerationDefaults:

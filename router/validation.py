@@ -13,6 +13,7 @@ from router.text import ModelText
 
 DEFAULT_MAX_NEW_TOKENS = 256
 _MAX_STOP_STRINGS = 16
+_LEAST_TEMPERATURE = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class RequestValidator:
         if kind == "token_ids":
             ids = self._in_vocabulary("token_ids.ids", request.token_ids.ids)
         elif kind == "text":
+            self._check_size("text", request.text)
             ids = self.text.encode(request.text)
         else:
             ids = self._chat_ids(request.chat)
@@ -60,10 +62,17 @@ class RequestValidator:
             raise InvalidRequestError("chat: this model has no chat template; send text or token_ids")
         if not chat.messages:
             raise _invalid("chat.messages", "empty", "one message or more")
+        self._check_size("chat", "".join(item.content for item in chat.messages))
         try:
             return self.text.encode_chat([{"role": item.role, "content": item.content} for item in chat.messages])
         except ValueError as error:
             raise InvalidRequestError(f"chat: {error}") from error
+
+    def _check_size(self, field: str, text: str) -> None:
+        """Refuses by size what no tokenisation could make short enough, before the time to tokenise it is spent."""
+        size, limit = len(text.encode()), self.description.max_positions * self.text.longest_token_bytes
+        if size > limit:
+            raise _invalid(field, f"{size} bytes", f"at most {limit} bytes: {self.description.max_positions} tokens")
 
     def _in_vocabulary(self, field: str, ids: Iterable[int]) -> list[int]:
         found = list(ids)
@@ -87,6 +96,8 @@ class RequestValidator:
             raise _invalid("sampling.top_k", top_k, "0 (off) or more")
         if not 0 <= min_p <= 1:
             raise _invalid("sampling.min_p", min_p, "0 (off) to 1")
+        # Logits over less than this leave float32's range; a draw would be of the best token alone anyway.
+        temperature = temperature if temperature >= _LEAST_TEMPERATURE else 0.0
         seed = params.seed if params.HasField("seed") else secrets.randbits(64)
         return control_pb2.Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
 

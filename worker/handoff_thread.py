@@ -74,6 +74,7 @@ class HandoffThread:
         self._peers: dict[tuple[str, int], _Peer] = {}
         self._inbox: queue.SimpleQueue[control_pb2.Peer | _Ordered | None] = queue.SimpleQueue()
         self._orders: list[_Order] = []
+        self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="handoff", daemon=True)
         self._thread.start()
 
@@ -108,16 +109,16 @@ class HandoffThread:
         try:
             item = self._inbox.get(timeout=_POLL_S / 10 if self._orders else self._idle_wait_s)
         except queue.Empty:
-            return True
+            return bool(self._orders) or not self._is_closing
         if item is None:
-            return False
-        if isinstance(item, control_pb2.Peer):
+            self._is_closing = True
+        elif isinstance(item, control_pb2.Peer):
             self._add_peer(item)
         else:
             chunk, wait = item
             wait()
             self._begin(chunk)
-        return True
+        return bool(self._orders) or not self._is_closing
 
     def _add_peer(self, peer: control_pb2.Peer) -> None:
         endpoints = [control_pb2.Endpoint.FromString(endpoint) for endpoint in peer.endpoints]

@@ -33,6 +33,7 @@ class LeaderThread:
         self._tell_router = tell_router
         self._fail = fail
         self._inbox: queue.SimpleQueue[control_pb2.ToReplica | step_pb2.FromMember | None] = queue.SimpleQueue()
+        self._was_idle = True
         self._oldest: tuple[int, float] | None = None
         self._thread = threading.Thread(target=self._run, name="leader", daemon=True)
         self._thread.start()
@@ -53,11 +54,16 @@ class LeaderThread:
                 events = self._leader.take_events()
                 if events:
                     self._tell_router(control_pb2.FromReplica(events=events))
-                if self._leader.is_idle:
-                    self._leader.check_integrity()
+                self._prove_when_idle()
                 self._watch_steps()
         except BaseException as error:  # the thread's edge: the rank must not go on without it
             self._fail(error)
+
+    def _prove_when_idle(self) -> None:
+        """Proves the pages' integrity each time that the replica becomes idle; in between it could not change."""
+        if self._leader.is_idle and not self._was_idle:
+            self._leader.check_integrity()
+        self._was_idle = self._leader.is_idle
 
     def _take(self) -> bool:
         """Waits for a message and takes all that are there; False when closed."""

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from parallel.chunk import admission_bound
+from parallel.admission import check_fits, pages_needed
 from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
 from proto import control_pb2, step_pb2
@@ -166,11 +166,9 @@ class Leader:
 
     def _submit(self, message: control_pb2.Submit) -> None:
         sequence = from_submit(message)
-        pages = self._pages_promised(sequence)
-        if not self._coordinates[0].pages.could_ever_fit(pages):
-            self._refuse(sequence.request_id, len(sequence.tokens), sequence.max_new_tokens, pages)
-            return
-        self._waiting.append(sequence)
+        new_tokens = 0 if sequence.handoff else sequence.max_new_tokens
+        if self._may_fit(sequence.request_id, len(sequence.tokens), new_tokens):
+            self._waiting.append(sequence)
 
     def _admit(self) -> None:
         """Admits waiting prompts first come first served, then reservations likewise."""
@@ -200,11 +198,10 @@ class Leader:
             self._emit(control_pb2.Event(admitted=control_pb2.Admitted(request_id=target.request_id)))
 
     def _reserve(self, message: control_pb2.Reserve) -> None:
-        pages = -(-(message.prompt_tokens + message.max_new_tokens) // self._settings.page_size)
-        if not self._coordinates[0].pages.could_ever_fit(pages):
-            self._refuse(message.request_id, message.prompt_tokens, message.max_new_tokens, pages)
-            return
-        self._reservations[message.request_id] = _Reservation(request_id=message.request_id, num_pages=pages)
+        request_id, tokens = message.request_id, message.prompt_tokens + message.max_new_tokens
+        if self._may_fit(request_id, message.prompt_tokens, message.max_new_tokens):
+            pages = -(-tokens // self._settings.page_size)
+            self._reservations[request_id] = _Reservation(request_id=request_id, num_pages=pages)
 
     def _try_reserve(self, reservation: _Reservation) -> bool:
         coordinate = self._roomiest(reservation.num_pages)
@@ -289,23 +286,28 @@ class Leader:
 
     def _pages_promised(self, sequence: Sequence) -> int:
         """Pages a coordinate must be able to hold: of the prompt where it is handed off, of all tokens where not."""
-        size, cp = self._settings.page_size, self._shape.attention.cp
         tokens = len(sequence.tokens) + (0 if sequence.handoff else sequence.max_new_tokens)
-        return admission_bound(pages=-(-tokens // size), cp=cp)
+        return pages_needed(tokens, page_size=self._settings.page_size, cp=self._shape.attention.cp)
 
     def _roomiest(self, pages: int) -> Coordinate | None:
         """The coordinate with the most room among those that can take `pages`; FCFS, so None blocks the queue."""
         fitting = [c for c in self._coordinates if c.has_slot and c.pages.fits(pages)]
         return max(fitting, key=lambda c: (c.pages.num_free, -c.dp), default=None)
 
-    def _refuse(self, request_id: int, prompt_tokens: int, max_new_tokens: int, pages: int) -> None:
-        size, held = self._settings.page_size, self._settings.num_pages
-        message = (
-            f"a prompt of {prompt_tokens} tokens with max_new_tokens {max_new_tokens} needs {pages} pages of {size} "
-            f"tokens on one coordinate, but kv_tokens {self._settings.kv_tokens} gives {held}: shorten it, or raise "
-            "kv_tokens"
-        )
-        self._emit(control_pb2.Event(refused=control_pb2.Refused(request_id=request_id, message=message)))
+    def _may_fit(self, request_id: int, prompt_tokens: int, max_new_tokens: int) -> bool:
+        """Whether an empty replica could hold it; refuses it at once where not."""
+        try:
+            check_fits(
+                prompt_tokens=prompt_tokens,
+                max_new_tokens=max_new_tokens,
+                settings=self._settings,
+                cp=self._shape.attention.cp,
+            )
+        except ValueError as error:
+            refused = control_pb2.Refused(request_id=request_id, message=str(error))
+            self._emit(control_pb2.Event(refused=refused))
+            return False
+        return True
 
     def _handoff_done(self, sequence: Sequence) -> control_pb2.HandoffDone:
         return control_pb2.HandoffDone(

@@ -84,10 +84,6 @@ class CoordinatePages:
         """Whether every coordinate can promise `pages` now."""
         return min(self.available()) >= pages
 
-    def could_ever_fit(self, pages: int) -> bool:
-        """Whether an empty pool could promise `pages` on every coordinate."""
-        return pages <= self._allocators[0].num_pages
-
     def promise(self, request_id: int, pages: int) -> None:
         """Sets `pages` on every coordinate aside for `request_id`."""
         if not self.fits(pages):

@@ -13,6 +13,7 @@ from worker.launcher.rank_handle import RankCallbacks, RankHandle, StartRank
 logger = logging.getLogger(__name__)
 
 _PING_INTERVAL_S = 0.5
+_BEATS_PER_TIMEOUT = 4
 
 
 class AssignmentError(Exception):
@@ -53,6 +54,7 @@ class HostRanks:
         self.host_events: asyncio.Queue[control_pb2.HostEvent] = asyncio.Queue()
         self._start_rank = start_rank
         self._heartbeat_timeout_s = heartbeat_timeout_s
+        self._ping_interval_s = min(_PING_INTERVAL_S, heartbeat_timeout_s / _BEATS_PER_TIMEOUT)
         self._by_device: dict[int, _Rank] = {}
         self._replicas: dict[str, _Replica] = {}
         self._stopping = False
@@ -126,7 +128,7 @@ class HostRanks:
         rank.heard = time.monotonic()
         kind = message.WhichOneof("message")
         if kind == "failure":
-            rank.failure = message.failure
+            rank.failure = rank.failure or message.failure
             return
         replica = self._replicas.get(rank.replica)
         if replica is None or replica.epoch != rank.epoch:
@@ -161,10 +163,10 @@ class HostRanks:
         """Pings every rank; one that stays silent for too long is ended, which reports it."""
         last = time.monotonic()
         while True:
-            await asyncio.sleep(_PING_INTERVAL_S)
+            await asyncio.sleep(self._ping_interval_s)
             now = time.monotonic()
             # Where this process itself did not run, silence proves nothing.
-            late, last = now - last - _PING_INTERVAL_S, now
+            late, last = now - last - self._ping_interval_s, now
             for rank in list(self._by_device.values()):
                 rank.handle.send(control_pb2.ToRank(ping=control_pb2.Ping()))
                 if rank.heard is None:

@@ -40,6 +40,8 @@ class RankChild:
             command,
             pass_fds=(theirs.fileno(), rendezvous.fileno()),
             stdin=subprocess.DEVNULL,
+            # The launcher's own output is read for one line only: what a rank or its libraries print goes to the log.
+            stdout=sys.stderr,
             env=_environment(settings.num_threads),
         )
         theirs.close()
@@ -76,9 +78,11 @@ class RankChild:
                 self._callbacks.message(control_pb2.FromRank.FromString(payload))
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the process is ending
-        self._writer.close()
-        code = await asyncio.to_thread(self._process.wait)
-        self._callbacks.ended(describe_exit(self.pid, code))
+        finally:
+            self._writer.close()
+            self._process.kill()  # whatever ended this task, a rank that nobody hears must not go on
+            code = await asyncio.to_thread(self._process.wait)
+            self._callbacks.ended(describe_exit(self.pid, code))
 
 
 def describe_exit(pid: int, code: int) -> str:

@@ -19,6 +19,7 @@ from worker.launcher.rendezvous import RendezvousPorts
 logger = logging.getLogger(__name__)
 
 _HEARTBEAT_S = 1.0
+_BEATS_PER_TIMEOUT = 4
 _NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")
 
 
@@ -77,12 +78,13 @@ class LauncherService(control_pb2_grpc.LauncherServicer):
             )
         ranks = HostRanks(self._start_rank, heartbeat_timeout_s=request.heartbeat_timeout_s)
         self._lease = _Lease(router_id=request.router_id, ranks=ranks)
+        interval_s = min(_HEARTBEAT_S, request.heartbeat_timeout_s / _BEATS_PER_TIMEOUT)
         logger.info("lease taken: router=%016x", request.router_id)
         try:
             yield control_pb2.HostEvent(heartbeat=control_pb2.Heartbeat())
             while True:
                 try:
-                    yield await asyncio.wait_for(ranks.host_events.get(), timeout=_HEARTBEAT_S)
+                    yield await asyncio.wait_for(ranks.host_events.get(), timeout=interval_s)
                 except TimeoutError:
                     yield control_pb2.HostEvent(heartbeat=control_pb2.Heartbeat())
         finally:

@@ -1,0 +1,20 @@
+"""How many pages a sequence may come to need on one coordinate, and the sentence for one that can never fit."""
+
+from parallel.chunk import admission_bound
+from parallel.settings import EngineSettings
+
+
+def pages_needed(tokens: int, *, page_size: int, cp: int) -> int:
+    """Pages that any one of `cp` coordinates may come to hold of a sequence of `tokens` tokens."""
+    return admission_bound(pages=-(-tokens // page_size), cp=cp)
+
+
+def check_fits(*, prompt_tokens: int, max_new_tokens: int, settings: EngineSettings, cp: int) -> None:
+    """ValueError with the numbers and the remedy where an empty pool could not hold prompt and new tokens."""
+    size, held = settings.page_size, settings.num_pages
+    needed = pages_needed(prompt_tokens + max_new_tokens, page_size=size, cp=cp)
+    if needed > held:
+        raise ValueError(
+            f"a prompt of {prompt_tokens} tokens with max_new_tokens {max_new_tokens} needs {needed} pages of {size} "
+            f"tokens on one coordinate, but kv_tokens {settings.kv_tokens} gives {held}: shorten it, or raise kv_tokens"
+        )
