@@ -5,6 +5,7 @@ are named alike in torch 2.11 and 2.13, which torch.distributed's own functions 
 """
 
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -79,7 +80,7 @@ class GlooCommunicator:
         out = x.new_empty((self.size, *x.shape))
         if x.numel():
             with self._clock:
-                _wait(self._group._allgather_base(out.view(-1), x.reshape(-1)))
+                _run(self._group._allgather_base, out.view(-1), x.reshape(-1))
         return out
 
     def reduce_scatter(self, x: torch.Tensor) -> torch.Tensor:
@@ -87,7 +88,7 @@ class GlooCommunicator:
         received = torch.empty_like(x)
         if x.numel():
             with self._clock:
-                _wait(self._group.alltoall_base(received, x.contiguous(), [], []))
+                _run(self._group.alltoall_base, received, x.contiguous(), [], [])
         return received.sum(0)
 
 
@@ -102,19 +103,19 @@ class NcclCommunicator:
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """Collective: see Communicator."""
         out = x.new_empty((self.size, *x.shape))
-        _wait(self._group._allgather_base(out.view(-1), x.reshape(-1)))
+        _run(self._group._allgather_base, out.view(-1), x.reshape(-1))
         return out
 
     def reduce_scatter(self, x: torch.Tensor) -> torch.Tensor:
         """Collective: see Communicator. NCCL's ring adds in an order fixed by the group's size."""
         out = torch.empty_like(x[0])
-        _wait(self._group._reduce_scatter_base(out, x.contiguous()))
+        _run(self._group._reduce_scatter_base, out, x.contiguous())
         return out
 
 
-def _wait(work: Any) -> None:
-    """Waits for a collective: on the host for gloo, on the device's stream for NCCL."""
+def _run(collective: Callable[..., Any], *arguments: object) -> None:
+    """Runs a collective and waits for it: on the host for gloo, on the device's stream for NCCL."""
     try:
-        work.wait()
+        collective(*arguments).wait()
     except RuntimeError as error:
         raise PeerLostError(str(error).splitlines()[0]) from error

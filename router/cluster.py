@@ -94,14 +94,25 @@ class Cluster:
         self._epoch += 1
         await _all(self._assign(plan, progress=progress) for plan in plans)
         for replica in self._replicas.values():
-            replica.attach(on_events=self._dispatcher.on_events)
+            replica.attach(on_events=self._dispatcher.on_events, on_gone=partial(self._on_stream_gone, replica.plan))
         self._dispatcher.set_replicas(list(self._replicas.values()))
         self._introduce_peers()
-        progress.begin("warm-up", parts=len(plans))
-        for replica in self._replicas.values():
+        await self._warm_up(progress)
+        self._dispatcher.open()
+
+    async def _warm_up(self, progress: StartProgress) -> None:
+        """A real token through each replica, then a hand-off between each pair of them that may meet."""
+        replicas = list(self._replicas.values())
+        pairs = [(source, target) for source in _of(replicas, "prefill") for target in _of(replicas, "decode")]
+        progress.begin("warm-up", parts=len(replicas) + len(pairs))
+        for replica in replicas:
             self._waiting_for = {(replica.name, 0): "warm-up"}
             await self._dispatcher.probe(replica)
             progress.advance("warm-up", replica.name)
+        for source, target in pairs:
+            self._waiting_for = {(source.name, 0): f"hand-off to {target.name}"}
+            await self._dispatcher.probe(source, target=target)
+            progress.advance("warm-up", (source.name, target.name))
         self._waiting_for = {}
 
     async def _start_launchers(self, progress: StartProgress) -> None:
@@ -177,14 +188,16 @@ class Cluster:
         logger.info("rank ready: replica=%s rank=%d seconds=%.2f", *part, event.ready.seconds)
 
     def _introduce_peers(self) -> None:
-        decode = [replica for replica in self._replicas.values() if replica.plan.pool == "decode"]
-        for replica in self._replicas.values():
-            if replica.plan.pool == "prefill":
-                for target in decode:
-                    replica.send(control_pb2.ToReplica(peer=target.peer()))
+        for replica in _of(self._replicas.values(), "prefill"):
+            for target in _of(self._replicas.values(), "decode"):
+                replica.send(control_pb2.ToReplica(peer=target.peer()))
 
     def _on_lost(self, host: str, lost: control_pb2.RankLost) -> None:
         self._fail(f"host {host}, rank {lost.global_rank} of {lost.replica}: {lost.reason}", cause=lost.cause)
+
+    def _on_stream_gone(self, plan: ReplicaPlan, reason: str) -> None:
+        # A rank or launcher that ended says why itself: this is the cause only where nothing else is.
+        self._fail(f"host {plan.hosts[0]}, {plan.name}: {reason}", cause=False)
 
     def _on_gone(self, host: str, reason: str) -> None:
         self._fail(f"host {host}: {reason}", cause=True)
@@ -223,6 +236,10 @@ class Cluster:
         where = f"host {plan.placements[rank].host}, rank {rank} of {replica}" if plan else "a launcher"
         waited = f"is not ready after {self._timeouts.start_s:g} s (phase {phase})"
         return f"{where} {waited}: raise timeouts.start_s, or look at its host"
+
+
+def _of(replicas: Iterable[ReplicaClient], pool: str) -> list[ReplicaClient]:
+    return [replica for replica in replicas if replica.plan.pool == pool]
 
 
 def _compare_hellos(names: Sequence[str], hellos: Sequence[control_pb2.HelloResponse], *, fingerprint: str) -> None:

@@ -12,6 +12,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Sequence
 
+from parallel.admission import check_fits
 from proto import control_pb2
 from router.errors import ClusterError, InvalidRequestError, OverloadedError
 from router.generation import FailedEvent, FinishedEvent, Generation, GenerationRequest
@@ -29,10 +30,15 @@ class Dispatcher:
         self._generations: dict[int, Generation] = {}
         self._replicas: list[ReplicaClient] = []
         self._closed: Exception | None = None
+        self._is_open = False
 
     def set_replicas(self, replicas: Sequence[ReplicaClient]) -> None:
-        """The replicas that serve from now on."""
+        """The replicas that probes may use, and clients after `open`."""
         self._replicas = list(replicas)
+
+    def open(self) -> None:
+        """Serves clients from now on."""
+        self._is_open = True
 
     @property
     def replicas(self) -> Sequence[ReplicaClient]:
@@ -48,6 +54,9 @@ class Dispatcher:
         """Starts a generation; OverloadedError where too many wait, ClusterError where nothing serves."""
         if self._closed is not None:
             raise self._closed
+        if not self._is_open:
+            raise ClusterError("the router is starting: no replica serves yet")
+        self._check_fits(request)
         waiting = sum(not generation.is_admitted for generation in self._generations.values())
         if waiting >= self._max_waiting:
             raise OverloadedError(
@@ -55,8 +64,6 @@ class Dispatcher:
                 retry_s=_RETRY_S,
             )
         entry = self._pool("prefill") or self._pool("unified")
-        if not entry:
-            raise ClusterError("the router is starting: no replica serves yet")
         replica = min(entry, key=lambda item: (self._tokens_on(item), item.plan.index))
         return self._start(request, replica=replica, handoff=replica.plan.pool == "prefill")
 
@@ -78,13 +85,14 @@ class Dispatcher:
             generation.fail(error)
         self._generations.clear()
 
-    async def probe(self, replica: ReplicaClient) -> None:
-        """Sends a real token through `replica`; ClusterError where it refuses."""
-        num_tokens = 1 if replica.plan.pool == "prefill" else 2
+    async def probe(self, replica: ReplicaClient, *, target: ReplicaClient | None = None) -> None:
+        """Sends real tokens through `replica`, and by hand-off to `target` where given; ClusterError on refusal."""
+        num_tokens = 1 if replica.plan.pool == "prefill" and target is None else 2
         request = GenerationRequest(
             prompt_ids=(0, 1, 2), max_new_tokens=num_tokens, stop_token_ids=frozenset(), sampling=_PROBE_SAMPLING
         )
-        generation = self._start(request, replica=replica, handoff=False)
+        generation = self._start(request, replica=replica, handoff=target is not None)
+        generation.wanted_decode = target
         while True:
             event = await generation.events.get()
             if isinstance(event, FailedEvent):
@@ -120,7 +128,7 @@ class Dispatcher:
     def _on_want_target(self, generation: Generation, _: ReplicaClient, __: control_pb2.WantTarget) -> None:
         if generation.is_aborted:
             return
-        generation.decode = max(self._pool("decode"), key=self._room)
+        generation.decode = generation.wanted_decode or max(self._pool("decode"), key=self._room)
         reserve = control_pb2.Reserve(
             request_id=generation.request_id,
             prompt_tokens=len(generation.request.prompt_ids),
@@ -190,6 +198,20 @@ class Dispatcher:
         generation.logits.append(logits.float32)
 
     # ---- small parts ----
+
+    def _check_fits(self, request: GenerationRequest) -> None:
+        """InvalidRequestError for what no replica could ever hold, before it waits for anything."""
+        for pool in ("unified", "decode"):
+            for replica in self._pool(pool)[:1]:  # the replicas of a pool are alike
+                try:
+                    check_fits(
+                        prompt_tokens=len(request.prompt_ids),
+                        max_new_tokens=request.max_new_tokens,
+                        settings=replica.plan.engine,
+                        cp=replica.plan.shape.attention.cp,
+                    )
+                except ValueError as error:
+                    raise InvalidRequestError(str(error)) from None
 
     def _start(self, request: GenerationRequest, *, replica: ReplicaClient, handoff: bool) -> Generation:
         generation = Generation(request_id=secrets.randbits(64), request=request, prefill=replica)

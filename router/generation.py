@@ -66,6 +66,7 @@ class Generation:
     request: GenerationRequest
     prefill: ReplicaClient | None
     decode: ReplicaClient | None = None
+    wanted_decode: ReplicaClient | None = None
     token_ids: list[int] = field(default_factory=list)
     events: asyncio.Queue[GenerationEvent] = field(default_factory=asyncio.Queue)
     logits: list[bytes] = field(default_factory=list)

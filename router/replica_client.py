@@ -1,7 +1,7 @@
 """The router's view of one replica: the stream to its leader, and what the leader last said of its load."""
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import Callable
 
 import grpc
@@ -10,6 +10,8 @@ from parallel.topology import ReplicaPlan
 from parallel.wire import sizes_to_wire
 from proto import control_pb2
 from router.launcher_client import LauncherClient
+
+logger = logging.getLogger(__name__)
 
 
 class ReplicaClient:
@@ -23,6 +25,7 @@ class ReplicaClient:
         self._launcher = launcher
         self._outbox: asyncio.Queue[control_pb2.ToReplica] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
+        self._is_closed = False
 
     @property
     def name(self) -> str:
@@ -39,14 +42,21 @@ class ReplicaClient:
             endpoints=[self.endpoints[rank] for rank in range(self.plan.shape.world_size)],
         )
 
-    def attach(self, *, on_events: Callable[["ReplicaClient", control_pb2.FromReplica], None]) -> None:
-        """Opens the stream. Its end is told by the launcher's Watch, not here."""
+    def attach(
+        self,
+        *,
+        on_events: Callable[["ReplicaClient", control_pb2.FromReplica], None],
+        on_gone: Callable[[str], None],
+    ) -> None:
+        """Opens the stream; `on_gone` is told why it ended, however that came, unless `close` ended it."""
         call = self._launcher.attach()
         self.send(control_pb2.ToReplica(replica=self.name, epoch=self.epoch))
         self._tasks = [
             asyncio.create_task(self._write(call)),
             asyncio.create_task(self._read(call, on_events=on_events)),
         ]
+        for task in self._tasks:
+            task.add_done_callback(lambda task: self._tell_end(task, on_gone=on_gone))
 
     def send(self, message: control_pb2.ToReplica) -> None:
         """Queues a message for the leader."""
@@ -54,16 +64,15 @@ class ReplicaClient:
 
     async def close(self) -> None:
         """Ends the stream; idempotent."""
+        self._is_closed = True
         for task in self._tasks:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
 
     async def _write(self, call: "grpc.aio.StreamStreamCall[control_pb2.ToReplica, control_pb2.FromReplica]") -> None:
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            while True:
-                await call.write(await self._outbox.get())
+        while True:
+            await call.write(await self._outbox.get())
 
     async def _read(
         self,
@@ -71,6 +80,14 @@ class ReplicaClient:
         *,
         on_events: Callable[["ReplicaClient", control_pb2.FromReplica], None],
     ) -> None:
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            async for message in call:
-                on_events(self, message)
+        async for message in call:
+            on_events(self, message)
+
+    def _tell_end(self, task: "asyncio.Task[None]", *, on_gone: Callable[[str], None]) -> None:
+        if self._is_closed or task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and not isinstance(error, grpc.aio.AioRpcError):
+            logger.error("replica stream failed: replica=%s", self.name, exc_info=error)
+        reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
+        on_gone(f"the stream to its leader ended ({reason or 'closed by the launcher'})")

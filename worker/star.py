@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from parallel.communicator import PeerLostError
 from proto import step_pb2
 from worker.frames import FrameSocket
 
@@ -44,8 +45,8 @@ class LeaderStar:
     def broadcast(self, message: step_pb2.ToMember) -> None:
         """Sends to every rank, its own last, so that the others are not behind it."""
         payload = message.SerializeToString()
-        for member in self._members.values():
-            member.send(payload)
+        for rank, member in self._members.items():
+            _send(member, payload, to=f"rank {rank}")
         self._deliver_own(message)
 
     def send(self, message: step_pb2.FromMember) -> None:
@@ -92,7 +93,7 @@ class MemberStar:
 
     def send(self, message: step_pb2.FromMember) -> None:
         """Sends to the leader."""
-        self._frames.send(message.SerializeToString())
+        _send(self._frames, message.SerializeToString(), to="the leader")
 
     def close(self) -> None:
         """Ends the connection; idempotent."""
@@ -101,3 +102,11 @@ class MemberStar:
     def _read(self) -> None:
         for payload in self._frames:
             self._deliver(step_pb2.ToMember.FromString(payload))
+
+
+def _send(frames: FrameSocket, payload: bytes, *, to: str) -> None:
+    """PeerLostError where the other end is gone: its own end is the cause, not this rank's."""
+    try:
+        frames.send(payload)
+    except OSError as error:
+        raise PeerLostError(f"the control connection to {to} is gone: {error}") from error

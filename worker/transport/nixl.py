@@ -6,10 +6,12 @@ thread that owns the transport calls `progress` while it waits.
 
 import importlib
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from parallel.communicator import PeerLostError
 from proto import control_pb2
 from worker.transport.interface import MemoryRegion, WriteRuns
 
@@ -50,22 +52,30 @@ class NixlTransport:
         source = agent.get_xfer_descs(_descriptors(runs[:, 0], runs[:, 2], device=self._device), self._kind)
         target = agent.get_xfer_descs(_descriptors(runs[:, 1], runs[:, 2], device=target_device), self._kind)
         handle = agent.initialize_xfer("WRITE", source, target, peer)
-        agent.transfer(handle)
+        self._call(agent.transfer, handle)
         return handle
 
     def is_done(self, handle: object) -> bool:
         """See Transport."""
-        state = self._agent.check_xfer_state(handle)
+        state = self._call(self._agent.check_xfer_state, handle)
         if state == "DONE":
             self._agent.release_xfer_handle(handle)
             return True
         if state == "ERR":
-            raise RuntimeError("a hand-off's write failed: its peer is gone or its memory is not registered")
+            raise PeerLostError("a hand-off's write failed: its peer is gone or its memory is not registered")
         return False
 
     def progress(self) -> None:
         """See Transport."""
         self._agent.get_new_notifs()
+
+    @staticmethod
+    def _call(function: Callable[..., Any], handle: object) -> Any:
+        """NIXL raises its own errors for a peer that is gone; that peer's end is the cause, not this rank's."""
+        try:
+            return function(handle)
+        except Exception as error:
+            raise PeerLostError(f"a hand-off's write failed: {error}") from error
 
     def close(self) -> None:
         """See Transport."""
