@@ -1,0 +1,217 @@
+"""The leader over simulated ranks: random requests, early ends, late answers, and pages proven at every step."""
+
+import random
+from collections import deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parallel.settings import EngineSettings
+from parallel.shape import AttentionSizes, RankCoordinates, ReplicaShape
+from proto import control_pb2, step_pb2
+from worker.engine.leader import Leader
+from worker.step_rows import SequenceTables
+
+STOP = 3
+
+
+class SimulatedRanks:
+    """Real tables of every rank under a leader; tokens are random, answers come when the test says so."""
+
+    def __init__(self, leader: Leader, *, shape: ReplicaShape, settings_: EngineSettings, seed: int) -> None:
+        self.leader = leader
+        self.drawn: dict[int, list[int]] = {}
+        self.ended: dict[int, str] = {}
+        self.wanted: list[int] = []
+        self._shape = shape
+        self._random = random.Random(seed)
+        self._plans: deque[step_pb2.StepPlan] = deque()
+        self._tables = [self._table(shape.coordinates(rank), settings_) for rank in range(shape.world_size)]
+        self._targets: dict[int, int] = {}
+        self._unwritten: list[int] = []
+
+    def plan(self) -> bool:
+        """Plans one step if the leader may and can; every rank applies it at once."""
+        plan = self.leader.next_plan() if self.leader.can_plan else None
+        if plan is None:
+            return False
+        self._plans.append(plan)
+        for join in plan.joins:
+            self._targets.pop(join.slot, None)
+            if join.HasField("target"):
+                self._targets[join.slot] = join.request_id
+        drawn = [row for table in self._tables for _, row in table.apply(plan).draws]
+        assert sorted(item.chunk.slot for item in drawn) == sorted(c.slot for c in plan.chunks if c.sample)
+        writers = self._shape.world_size // self._shape.attention.dp
+        self._unwritten += [self._targets[c.slot] for c in plan.chunks if c.slot in self._targets] * writers
+        return True
+
+    def answer(self) -> None:
+        """All ranks answer the oldest step."""
+        plan = self._plans.popleft()
+        slots = [chunk.slot for chunk in plan.chunks if chunk.sample]
+        for rank in range(self._shape.world_size):
+            result = step_pb2.StepResult(step_id=plan.step_id, global_rank=rank)
+            if rank == 0:
+                result.slots.extend(slots)
+                result.token_ids.extend(self._random.randint(0, 9) for _ in slots)
+            self.leader.handle_result(result)
+
+    def write(self) -> None:
+        """One rank reports one write."""
+        request_id = self._unwritten.pop(self._random.randrange(len(self._unwritten)))
+        self.leader.handle_writes(step_pb2.WritesDone(request_id=request_id, bytes=1))
+
+    def listen(self) -> None:
+        """Takes the leader's events; nothing may be said of a request that has ended."""
+        for event in self.leader.take_events():
+            kind = event.WhichOneof("event")
+            if kind == "tokens":
+                for request_id, token in zip(event.tokens.request_ids, event.tokens.token_ids, strict=True):
+                    assert request_id not in self.ended
+                    self.drawn.setdefault(request_id, []).append(token)
+            elif kind == "ended":
+                assert event.ended.request_id not in self.ended
+                self.ended[event.ended.request_id] = event.ended.reason
+            elif kind == "want_target":
+                self.wanted.append(event.want_target.request_id)
+        self.leader.check_integrity()
+
+    def settle(self) -> None:
+        """Answers everything until nothing is left."""
+        while True:
+            self.give_targets()
+            planned = self.plan()
+            if self._plans:
+                self.answer()
+            elif self._unwritten:
+                self.write()
+            elif not planned:
+                self.listen()
+                if not self.wanted:
+                    return
+            self.listen()
+
+    def give_targets(self) -> None:
+        """A decode replica has room for all."""
+        for request_id in self.wanted:
+            pages = [control_pb2.Page(page=index) for index in range(64)]
+            target = control_pb2.Target(request_id=request_id, pages=pages)
+            self.leader.handle(control_pb2.ToReplica(target=target))
+        self.wanted = []
+
+    def act(self, verb: str) -> None:
+        """One of the things that may happen next."""
+        if verb == "plan":
+            self.plan()
+        elif verb == "answer" and self._plans:
+            self.answer()
+        elif verb == "write" and self._unwritten:
+            self.write()
+        elif verb == "targets":
+            self.give_targets()
+        self.listen()
+
+    def _table(self, coordinates: RankCoordinates, settings_: EngineSettings) -> SequenceTables:
+        return SequenceTables(
+            shape=self._shape,
+            coordinates=coordinates,
+            page_size=settings_.page_size,
+            max_sequences=settings_.max_sequences,
+        )
+
+
+VERBS = st.sampled_from(["submit", "submit", "plan", "plan", "plan", "answer", "answer", "write", "targets", "abort"])
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    verbs=st.lists(VERBS, max_size=80),
+    dp=st.integers(1, 2),
+    cp=st.integers(1, 4),
+    handoff=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_whatever_happens_every_page_returns_and_every_request_ends_once(
+    verbs: list[str], dp: int, cp: int, handoff: bool, seed: int
+) -> None:
+    cp = cp if handoff else 1  # decode runs where cp is 1
+    shape = ReplicaShape(attention=AttentionSizes(dp=dp, cp=cp), experts=None)
+    settings_ = EngineSettings(page_size=4, max_batch_tokens=10, max_sequences=3, kv_tokens=48)
+    ranks = SimulatedRanks(Leader(shape=shape, settings=settings_), shape=shape, settings_=settings_, seed=seed)
+    chance = random.Random(seed)
+    submitted: dict[int, int] = {}
+    for verb in verbs:
+        if verb == "submit":
+            request_id = len(submitted) + 1
+            submitted[request_id] = chance.randint(2, 12)
+            submit = control_pb2.Submit(
+                request_id=request_id,
+                prompt_ids=range(chance.randint(1, 30)),
+                max_new_tokens=submitted[request_id],
+                stop_token_ids=[STOP],
+                handoff=handoff,
+            )
+            ranks.leader.handle(control_pb2.ToReplica(submit=submit))
+            ranks.listen()
+        elif verb == "abort" and submitted:
+            abort = control_pb2.Abort(request_id=chance.choice(list(submitted)))
+            ranks.leader.handle(control_pb2.ToReplica(abort=abort))
+            ranks.listen()
+        else:
+            ranks.act(verb)
+    ranks.settle()
+    assert ranks.leader.is_idle
+    assert ranks.ended.keys() == submitted.keys()
+    for request_id, reason in ranks.ended.items():
+        tokens = ranks.drawn.get(request_id, [])
+        assert STOP not in tokens[:-1]
+        if reason == "stop":
+            assert tokens[-1] == STOP
+        elif reason == "length":
+            assert len(tokens) == submitted[request_id]
+        elif reason == "handoff":
+            assert len(tokens) == 1
+
+
+def test_a_decode_reservation_is_named_waits_for_room_and_is_freed_by_release_only() -> None:
+    shape = ReplicaShape(attention=AttentionSizes(), experts=None)
+    leader = Leader(shape=shape, settings=EngineSettings(page_size=4, kv_tokens=40, max_sequences=4))
+
+    def reserve(request_id: int, tokens: int) -> None:
+        message = control_pb2.Reserve(request_id=request_id, prompt_tokens=tokens, max_new_tokens=4)
+        leader.handle(control_pb2.ToReplica(reserve=message))
+
+    def named() -> list[int]:
+        events = leader.take_events()
+        return [event.reserved.request_id for event in events if event.HasField("reserved")]
+
+    reserve(1, 24)
+    reserve(2, 20)
+    assert named() == [1]
+    leader.handle(control_pb2.ToReplica(abort=control_pb2.Abort(request_id=1)))
+    assert named() == []  # something may still write there
+    leader.handle(control_pb2.ToReplica(release=control_pb2.Release(request_id=1)))
+    assert named() == [2]
+    reserve(3, 60)
+    (refused,) = [event.refused for event in leader.take_events() if event.HasField("refused")]
+    assert "needs 16 pages" in refused.message and "gives 10" in refused.message
+
+
+@pytest.mark.parametrize("cp", [1, 2, 4])
+def test_pages_of_a_prompt_are_spread_over_the_coordinates(cp: int) -> None:
+    shape = ReplicaShape(attention=AttentionSizes(cp=cp), experts=None)
+    settings_ = EngineSettings(page_size=4, max_batch_tokens=24, max_sequences=4, kv_tokens=400)
+    ranks = SimulatedRanks(Leader(shape=shape, settings=settings_), shape=shape, settings_=settings_, seed=0)
+    submit = control_pb2.Submit(request_id=1, prompt_ids=range(157), max_new_tokens=2, handoff=True)
+    ranks.leader.handle(control_pb2.ToReplica(submit=submit))
+    ranks.listen()
+    ranks.give_targets()
+    while ranks.plan():
+        pass
+    (sequence,) = ranks.leader.sequences()
+    held = [place.coordinate for place in ranks.leader._coordinates[0].pages.table(1)]
+    pages = -(-sequence.planned_tokens // 4)
+    assert len(held) == pages
+    assert max(held.count(index) for index in range(cp)) <= -(-pages // cp) + 2
