@@ -80,6 +80,16 @@ def test_a_stopped_rank_is_found_like_a_dead_one(mixtral: Oracle, tmp_path: Path
 
 
 @pytest.mark.timeout(90)
+def test_a_step_that_does_not_end_in_its_time_names_the_ranks_that_are_silent(mixtral: Oracle, tmp_path: Path) -> None:
+    slow = content(mixtral, timeouts={"heartbeat_s": 80})
+    slow["engine"] = {**ENGINE, "step_timeout_s": 3}
+    with router_command(slow, tmp_path) as (command, address):
+        stream = long_stream(address)
+        os.kill(rank_pids(command.pid)[3], signal.SIGSTOP)
+        assert_ends_with(command, stream, "host here", "of decode/0", "did not answer step", "within 3 s")
+
+
+@pytest.mark.timeout(90)
 def test_a_killed_launcher_ends_its_ranks_and_the_router(mixtral: Oracle, tmp_path: Path) -> None:
     with router_command(content(mixtral), tmp_path) as (command, address):
         stream = long_stream(address)
