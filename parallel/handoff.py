@@ -12,6 +12,7 @@ positions             0               16               32                       
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from parallel.models.description import ModelDescription
 from parallel.shape import ReplicaShape
@@ -34,6 +35,28 @@ class PagePlace:
 
     coordinate: int
     page: int
+
+
+class PageOwners(Sequence[int]):
+    """The coordinates that own the first `count` pages of a table: a view, as tables are long and looked at often."""
+
+    def __init__(self, table: Sequence[PagePlace], *, count: int) -> None:
+        self._table = table
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        if isinstance(index, slice):
+            return [self._table[item].coordinate for item in range(*index.indices(self._count))]
+        return self._table[range(self._count)[index]].coordinate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parallel.chunk import Segment, cut_chunk
-from parallel.handoff import PagePlace
+from parallel.handoff import PageOwners, PagePlace
 from parallel.shape import RankCoordinates, ReplicaShape
 from proto import control_pb2, step_pb2
 
@@ -113,7 +113,7 @@ class SequenceTables:
             page_size=self._page_size,
             cp=self._shape.attention.cp,
             offset=chunk.offset,
-            page_owners=[place.coordinate for place in sequence.table[:cached_pages]],
+            page_owners=PageOwners(sequence.table, count=cached_pages),
         )
         for owner, page in zip(cut.new_page_owners, chunk.new_pages, strict=False):
             sequence.table.append(PagePlace(coordinate=owner, page=page))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from parallel.chunk import choose_offset, cut_chunk
+from parallel.handoff import PageOwners
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes
 from proto import step_pb2
@@ -63,7 +64,7 @@ class Coordinate:
         size, cached = self._settings.page_size, sequence.planned_tokens
         table = self.pages.table(sequence.request_id)
         needed = -(-(cached + new_tokens) // size)
-        owners = [place.coordinate for place in table[: -(-cached // size)]]
+        owners = PageOwners(table, count=-(-cached // size))
         offset = self._offset(owners, pages=needed - len(owners))
         chunk = step_pb2.Chunk(slot=sequence.slot, cached_tokens=cached, new_tokens=new_tokens, offset=offset)
         if len(table) < needed:
@@ -81,8 +82,8 @@ class Coordinate:
         self._advance(sequence, chunk)
         return chunk
 
-    def _offset(self, owners: list[int], *, pages: int) -> int:
-        if self._cp == 1:
+    def _offset(self, owners: PageOwners, *, pages: int) -> int:
+        if self._cp == 1 or pages == 0:
             return 0
         held = [owners.count(index) for index in range(self._cp)]
         return choose_offset(pages=pages, cp=self._cp, held=held, load=self.pages.load())

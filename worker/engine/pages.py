@@ -65,6 +65,7 @@ class CoordinatePages:
         self._allocators = [PageAllocator(num_pages) for _ in range(cp)]
         self._tables: dict[int, list[PagePlace]] = {}
         self._promised: dict[int, list[int]] = {}
+        self._promised_total = [0] * cp
 
     @property
     def num_free(self) -> int:
@@ -73,8 +74,8 @@ class CoordinatePages:
 
     def available(self) -> list[int]:
         """For each coordinate, the pages that may still be promised."""
-        promised = [sum(column) for column in zip(*self._promised.values(), strict=True)] or [0] * len(self._allocators)
-        return [allocator.num_free - held for allocator, held in zip(self._allocators, promised, strict=True)]
+        pairs = zip(self._allocators, self._promised_total, strict=True)
+        return [allocator.num_free - promised for allocator, promised in pairs]
 
     def load(self) -> list[int]:
         """For each coordinate, the pages that are owned or promised."""
@@ -89,6 +90,7 @@ class CoordinatePages:
         if not self.fits(pages):
             raise ValueError(f"cannot promise {pages} pages a coordinate: {self.available()} are available")
         self._promised[request_id] = [pages] * len(self._allocators)
+        self._promised_total = [total + pages for total in self._promised_total]
         self._tables[request_id] = []
 
     def take(self, request_id: int, coordinate: int) -> PagePlace:
@@ -97,13 +99,15 @@ class CoordinatePages:
         if promised[coordinate] < 1:
             raise ValueError(f"{request_id:016x} has used all pages promised to it on coordinate {coordinate}")
         promised[coordinate] -= 1
+        self._promised_total[coordinate] -= 1
         place = PagePlace(coordinate=coordinate, page=self._allocators[coordinate].take(request_id))
         self._tables[request_id].append(place)
         return place
 
     def settle(self, request_id: int) -> None:
         """The request will begin no further page: what was promised and not taken returns."""
-        self._promised.pop(request_id, None)
+        left = self._promised.pop(request_id, [0] * len(self._allocators))
+        self._promised_total = [total - pages for total, pages in zip(self._promised_total, left, strict=True)]
 
     def table(self, request_id: int) -> Sequence[PagePlace]:
         """The request's pages in order of position."""
@@ -122,4 +126,6 @@ class CoordinatePages:
                 (request_id, [place.page for place in table if place.coordinate == coordinate])
                 for request_id, table in self._tables.items()
             )
+        sums = [sum(column) for column in zip(*self._promised.values(), strict=True)] or [0] * len(self._allocators)
+        assert sums == self._promised_total, f"promises add up to {sums}, not {self._promised_total}"
         assert min(self.available()) >= 0, f"more pages are promised than free: {self.available()}"
