@@ -29,6 +29,8 @@ class StartProgress:
 
     def advance(self, phase: str, part: object, fraction: float = 1.0) -> None:
         """Says how much of one part is done."""
+        if phase not in self._totals:
+            return  # a phase that only newer ranks have
         before = sum(self._parts[phase].values())
         self._parts[phase][part] = max(fraction, self._parts[phase].get(part, 0.0))
         done = sum(self._parts[phase].values())

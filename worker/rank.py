@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore, TCPStore
@@ -79,14 +80,14 @@ class RankProcess:
             global_rank=rank,
             store=PrefixStore(f"{assignment.replica}/{assignment.epoch}", self._connect_store(assignment, rank=rank)),
             inbox=self._inbox,
-            tell_launcher=self._tell,
+            tell_launcher=partial(self._tell_of, assignment),
             fail=self.fail,
         )
         logger.info("assigned replica=%s rank=%d epoch=%d", assignment.replica, rank, assignment.epoch)
         ready = control_pb2.RankReady(
             global_rank=rank, endpoint=self._runtime.endpoint, seconds=time.perf_counter() - started
         )
-        self._tell(control_pb2.FromRank(ready=ready))
+        self._tell_of(assignment, control_pb2.FromRank(ready=ready))
 
     def _connect_store(self, assignment: control_pb2.AssignRequest, *, rank: int) -> Any:
         """The replica's store: the leader serves it on its device's reserved port for as long as its process lives."""
@@ -122,6 +123,10 @@ class RankProcess:
                 self._inbox.put(message.assign)
             elif self._runtime is not None:
                 self._runtime.to_leader(message.replica)
+
+    def _tell_of(self, assignment: control_pb2.AssignRequest, message: control_pb2.FromRank) -> None:
+        message.of_replica, message.of_epoch = assignment.replica, assignment.epoch
+        self._tell(message)
 
     def _tell(self, message: control_pb2.FromRank) -> None:
         try:

@@ -16,7 +16,7 @@ from parallel.models.description import ModelDescription
 from parallel.models.registry import describe_checkpoint
 from parallel.wire import check_assignment, settings_from_wire, shape_from_wire
 from proto import control_pb2, step_pb2
-from worker.device import torch_device
+from worker.device import ResultSender, torch_device
 from worker.handoff_plan import SourceMemory
 from worker.handoff_thread import HandoffThread
 from worker.kv_memory import KvMemory, allocate_kv
@@ -55,6 +55,7 @@ class RankRuntime:
         self._coordinates = check_assignment(self._shape, given)
         self._device = torch_device(assignment.device_kind, index=given.device)
         self._clock = CollectiveClock()
+        self._results = ResultSender(self._device, fail=fail)
         self._endpoint = b""
         self._groups = self._build_groups(given, store)
         self._build_model()
@@ -67,7 +68,9 @@ class RankRuntime:
         return self._endpoint
 
     def to_leader(self, message: control_pb2.ToReplica) -> None:
-        """Hands a message of the router to the leader; ValueError where this rank is not it or the epoch is stale."""
+        """Hands a message of the router to the leader; ValueError where this rank is not it. A stale one is dropped."""
+        if message.epoch != self._assignment.epoch:
+            return
         if self._leader is None:
             raise ValueError(f"rank {self._coordinates.global_rank} of {self._assignment.replica} is not its leader")
         self._leader.put(message)
@@ -79,12 +82,13 @@ class RankRuntime:
             self._handoff.connect(message.peer)
             return
         result = self._runner.run(message.plan)
-        self._star.send(step_pb2.FromMember(result=result()))
+        self._results.put(lambda: self._star.send(step_pb2.FromMember(result=result())))
 
     def close(self) -> None:
         """Ends threads and connections; idempotent."""
         if self._leader is not None:
             self._leader.close()
+        self._results.close()
         self._star.close()
         if self._handoff is not None:
             self._handoff.close()

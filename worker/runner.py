@@ -14,7 +14,7 @@ from proto import step_pb2
 from worker.blocks.rope import rotation
 from worker.blocks.step_context import StepContext
 from worker.blocks.vocabulary import Embedding, Output
-from worker.device import completion
+from worker.device import completion, to_host
 from worker.models.decoder import Decoder
 from worker.sampler import Draw, draw_tokens
 from worker.step_rows import PlacedChunk, SequenceTables, StepRows
@@ -68,6 +68,7 @@ class ModelRunner:
         x_TH = self._model.embedding(self._token_ids(rows))
         x_TH = self._model.decoder(x_TH, self._context(rows), on_layer=lambda _: None)
         logits_SV, tokens_S = self._draw(rows, x_TH)
+        tokens_S, probed = to_host(tokens_S), [to_host(logits) for logits in _probed(rows, logits_SV)]
         wait = completion(self._model.device)
         for item in rows.chunks:
             if item.sequence.target is not None:
@@ -80,7 +81,7 @@ class ModelRunner:
                 global_rank=self._global_rank,
                 slots=[item.sequence.slot for _, item in rows.draws],
                 token_ids=tokens_S.tolist(),
-                logits=_probed(rows, logits_SV),
+                logits=[logits.numpy().tobytes() for logits in probed],
                 step_s=time.perf_counter() - started,
                 collective_s=self._clock.seconds - collective_before,
             )
@@ -140,11 +141,10 @@ class ModelRunner:
         return logits_SV, tokens_S
 
 
-def _probed(rows: StepRows, logits_SV: torch.Tensor) -> list[bytes]:
-    """The logits of each draw that a probe asked for; an empty list where none did."""
+def _probed(rows: StepRows, logits_SV: torch.Tensor) -> list[torch.Tensor]:
+    """The logits of each draw, of size 0 where no probe asked for them; an empty list where none did at all."""
     if not any(item.chunk.logits for _, item in rows.draws):
         return []
     return [
-        logits_SV[index].cpu().numpy().tobytes() if item.chunk.logits else b""
-        for index, (_, item) in enumerate(rows.draws)
+        logits_SV[index] if item.chunk.logits else logits_SV[index, :0] for index, (_, item) in enumerate(rows.draws)
     ]

@@ -115,8 +115,9 @@ class SequenceTables:
             offset=chunk.offset,
             page_owners=PageOwners(sequence.table, count=cached_pages),
         )
-        for owner, page in zip(cut.new_page_owners, chunk.new_pages, strict=False):
-            sequence.table.append(PagePlace(coordinate=owner, page=page))
+        if len(sequence.table) * self._page_size < chunk.cached_tokens + chunk.new_tokens:
+            for owner, page in zip(cut.new_page_owners, chunk.new_pages, strict=True):
+                sequence.table.append(PagePlace(coordinate=owner, page=page))
         return PlacedChunk(sequence=sequence, chunk=chunk, segments=cut.segments)
 
     def _rows(self, placed: list[PlacedChunk]) -> StepRows:

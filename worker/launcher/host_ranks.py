@@ -45,6 +45,7 @@ class _Replica:
     epoch: int
     assign_events: asyncio.Queue[control_pb2.AssignEvent | AssignmentError] = field(default_factory=asyncio.Queue)
     from_leader: asyncio.Queue[control_pb2.FromReplica] = field(default_factory=asyncio.Queue)
+    is_attached: bool = False
 
 
 class HostRanks:
@@ -80,7 +81,7 @@ class HostRanks:
             yield event
 
     def attach(self, replica: str, *, epoch: int) -> "asyncio.Queue[control_pb2.FromReplica]":
-        """The queue of what the replica's leader says; AssignmentError where (replica, epoch) is not the one here."""
+        """What the replica's leader says, for one reader; AssignmentError where it is not here, or taken."""
         known = self._replicas.get(replica)
         if known is None or known.epoch != epoch:
             has = "nothing" if known is None else f"epoch {known.epoch}"
@@ -89,12 +90,17 @@ class HostRanks:
             )
         if self._leader(replica) is None:
             raise AssignmentError(f"the leader of {replica} is not on this host", status="FAILED_PRECONDITION")
+        if known.is_attached:
+            # Two readers of one queue would each get a part of the tokens.
+            raise AssignmentError(f"epoch {epoch} of {replica} is attached already", status="FAILED_PRECONDITION")
+        known.is_attached = True
         return known.from_leader
 
     def to_leader(self, replica: str, message: control_pb2.ToReplica, *, epoch: int) -> None:
         """Hands a message to the leader of (replica, epoch); one for a leader that has ended is dropped."""
         leader = self._leader(replica)
         if leader is not None and leader.epoch == epoch:
+            message.replica, message.epoch = replica, epoch
             leader.handle.send(control_pb2.ToRank(replica=message))
 
     async def stop(self) -> None:
@@ -130,9 +136,9 @@ class HostRanks:
         if kind == "failure":
             rank.failure = rank.failure or message.failure
             return
-        replica = self._replicas.get(rank.replica)
-        if replica is None or replica.epoch != rank.epoch:
-            return
+        replica = self._replicas.get(message.of_replica)
+        if replica is None or replica.epoch != message.of_epoch:
+            return  # of an epoch that this host has left behind
         if kind == "replica":
             replica.from_leader.put_nowait(message.replica)
         elif kind == "progress":

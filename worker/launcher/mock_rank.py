@@ -27,6 +27,7 @@ class MockRank:
         self._callbacks = callbacks
         self._step_s = step_s
         self._replica: MockReplica | None = None
+        self._assignment = control_pb2.AssignRequest()
         self._stopped = False
 
     def send(self, message: control_pb2.ToRank) -> None:
@@ -45,6 +46,7 @@ class MockRank:
 
     def _assign(self, message: control_pb2.AssignRank) -> None:
         assignment, rank = message.assignment, message.global_rank
+        self._assignment = assignment
         try:
             shape = shape_from_wire(assignment.sizes)
             given = next(item for item in assignment.ranks if item.global_rank == rank)
@@ -55,6 +57,7 @@ class MockRank:
             self._tell(control_pb2.FromRank(failure=failure))
             self._end("the mock gave up")
             return
+        self._replica = None
         if rank == 0:
             leader = Leader(shape=shape, settings=settings_from_wire(assignment.engine))
             self._replica = MockReplica(
@@ -69,6 +72,7 @@ class MockRank:
 
     def _tell(self, message: control_pb2.FromRank) -> None:
         if not self._stopped:
+            message.of_replica, message.of_epoch = self._assignment.replica, self._assignment.epoch
             self._callbacks.message(message)
 
     def _end(self, reason: str) -> None:
