@@ -36,6 +36,10 @@ class Communicator(Protocol):
         """Collective: x [size, ...]; returns the sum over ranks of their x[index], added in order of index."""
         ...
 
+    def close(self) -> None:
+        """Ends the group for this rank; a peer that waits in a collective gets PeerLostError. Idempotent."""
+        ...
+
 
 class CollectiveClock:
     """Adds up the time that a rank spends inside blocking collectives, waiting for its peers included."""
@@ -65,6 +69,9 @@ class LocalCommunicator:
         """x[0]."""
         return x[0]
 
+    def close(self) -> None:
+        """Nothing to end."""
+
 
 class GlooCommunicator:
     """Collectives on host memory. A reduce-scatter is an all-to-all and a sum: faster than gloo's, in fixed order."""
@@ -91,6 +98,10 @@ class GlooCommunicator:
                 _run(self._group.alltoall_base, received, x.contiguous(), [], [])
         return received.sum(0)
 
+    def close(self) -> None:
+        """See Communicator. A gloo group ends with its last reference: its connections are closed then."""
+        self._group = None
+
 
 class NcclCommunicator:
     """Collectives on device memory."""
@@ -111,6 +122,12 @@ class NcclCommunicator:
         out = torch.empty_like(x[0])
         _run(self._group._reduce_scatter_base, out, x.contiguous())
         return out
+
+    def close(self) -> None:
+        """See Communicator."""
+        if self._group is not None:
+            self._group.abort()
+            self._group = None
 
 
 def _run(collective: Callable[..., Any], *arguments: object) -> None:

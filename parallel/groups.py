@@ -25,6 +25,11 @@ class RankGroups:
         """The communicator along `axis`, one of ReplicaShape.axes."""
         return self.by_axis[axis]
 
+    def close(self) -> None:
+        """Ends every group for this rank; idempotent."""
+        for communicator in self.by_axis.values():
+            communicator.close()
+
 
 def build_groups(
     shape: ReplicaShape,

@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -31,6 +32,18 @@ logger = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 
 
+#: How long a rank whose peer is gone waits to hear that its replica is being rebuilt.
+_REPLACED_GRACE_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Order:
+    """An assignment, or None to be without one, in the order of arrival."""
+
+    number: int
+    assign: control_pb2.AssignRank | None
+
+
 class RankProcess:
     """The process's state: its current runtime, and the store that it serves where it leads a replica."""
 
@@ -40,6 +53,8 @@ class RankProcess:
         self._inbox: Inbox = queue.SimpleQueue()
         self._runtime: RankRuntime | None = None
         self._store: TCPStore | None = None
+        self._num_orders = 0  # received; counted by the reader thread alone
+        self._order = 0  # the one that the current runtime was built by
 
     def run(self) -> None:
         """Blocking: serves until the launcher is gone."""
@@ -47,14 +62,31 @@ class RankProcess:
         while True:
             item = self._inbox.get()
             try:
-                if isinstance(item, control_pb2.AssignRank):
-                    self._assign(item)
+                if isinstance(item, _Order):
+                    self._take_order(item)
                 else:
                     runtime, message = item
-                    if self._runtime is not None and runtime is self._runtime:
+                    # What the leader of a runtime that is about to be replaced still says would fail half-way.
+                    if self._runtime is not None and runtime is self._runtime and not self._is_replaced(self._order):
                         self._runtime.handle(message)
             except Exception as error:  # the process's edge
-                self.fail(error)
+                self._fail_of(self._order, error)
+
+    def _fail_of(self, order: int, error: BaseException) -> None:
+        """Ends the process for an error of the runtime built by `order`, unless another order has replaced it.
+
+        Where a replica is rebuilt, a peer may close its groups before this rank has heard why: it waits a moment.
+        """
+        deadline = time.monotonic() + (_REPLACED_GRACE_S if isinstance(error, PeerLostError) else 0.0)
+        while not self._is_replaced(order) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if self._is_replaced(order):
+            logger.info("left behind by a new assignment: %s", error)
+        else:
+            self.fail(error)
+
+    def _is_replaced(self, order: int) -> bool:
+        return self._num_orders > order
 
     def fail(self, error: BaseException) -> None:
         """Tells the launcher why this rank ends, and ends it: what it holds cannot be trusted any more."""
@@ -69,11 +101,17 @@ class RankProcess:
         logging.shutdown()
         os._exit(1)
 
-    def _assign(self, message: control_pb2.AssignRank) -> None:
-        started = time.perf_counter()
+    def _take_order(self, order: "_Order") -> None:
+        """Closes what is there, then builds what the order asks for, if anything."""
+        self._order = order.number
         if self._runtime is not None:
             self._runtime.close()
             self._runtime = None
+        if order.assign is not None:
+            self._assign(order.assign)
+
+    def _assign(self, message: control_pb2.AssignRank) -> None:
+        started = time.perf_counter()
         assignment, rank = message.assignment, message.global_rank
         self._runtime = RankRuntime(
             assignment,
@@ -81,7 +119,7 @@ class RankProcess:
             store=PrefixStore(f"{assignment.replica}/{assignment.epoch}", self._connect_store(assignment, rank=rank)),
             inbox=self._inbox,
             tell_launcher=partial(self._tell_of, assignment),
-            fail=self.fail,
+            fail=partial(self._fail_of, self._order),
         )
         logger.info("assigned replica=%s rank=%d epoch=%d", assignment.replica, rank, assignment.epoch)
         ready = control_pb2.RankReady(
@@ -119,8 +157,10 @@ class RankProcess:
             kind = message.WhichOneof("message")
             if kind == "ping":
                 self._tell(control_pb2.FromRank(pong=control_pb2.Pong()))
-            elif kind == "assign":
-                self._inbox.put(message.assign)
+            elif kind in ("assign", "unassign"):
+                self._num_orders += 1
+                assign = message.assign if kind == "assign" else None
+                self._inbox.put(_Order(number=self._num_orders, assign=assign))
             elif self._runtime is not None:
                 self._runtime.to_leader(message.replica)
 

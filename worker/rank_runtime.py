@@ -90,6 +90,7 @@ class RankRuntime:
             self._leader.close()
         self._results.close()
         self._star.close()
+        self._groups.close()
         if self._handoff is not None:
             self._handoff.close()
 

@@ -28,6 +28,9 @@ class TwoRanks:
     def reduce_scatter(self, x: torch.Tensor) -> torch.Tensor:
         return x[self.index]
 
+    def close(self) -> None:
+        pass
+
 
 def weights() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)

@@ -70,6 +70,7 @@ class HostRanks:
                 status="FAILED_PRECONDITION",
             )
         replica = self._replicas[request.replica] = _Replica(epoch=request.epoch)
+        self._unassign_others(request)
         for given in request.ranks:
             self._assign_rank(request, given)
         ready = 0
@@ -118,6 +119,14 @@ class HostRanks:
         rank.replica, rank.epoch, rank.global_rank = request.replica, request.epoch, given.global_rank
         assign = control_pb2.AssignRank(assignment=request, global_rank=given.global_rank)
         rank.handle.send(control_pb2.ToRank(assign=assign))
+
+    def _unassign_others(self, request: control_pb2.AssignRequest) -> None:
+        """Ranks of the replica's last epoch that have no part in the new one give up what they hold."""
+        kept = {given.device for given in request.ranks}
+        for rank in self._by_device.values():
+            if rank.replica == request.replica and rank.device not in kept:
+                rank.replica, rank.global_rank = "", -1
+                rank.handle.send(control_pb2.ToRank(unassign=control_pb2.Unassign()))
 
     def _start(self, device: int) -> _Rank:
         callbacks = RankCallbacks(

@@ -37,6 +37,8 @@ class MockRank:
             self._tell(control_pb2.FromRank(pong=control_pb2.Pong()))
         elif kind == "assign":
             self._assign(message.assign)
+        elif kind == "unassign":
+            self._replica = None
         elif self._replica is not None:
             self._replica.handle(message.replica)
 
