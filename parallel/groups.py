@@ -39,23 +39,27 @@ def build_groups(
     store: Store,
     device_kind: str,
     host_address: str,
+    build_timeout_s: float,
     timeout_s: float,
     clock: CollectiveClock,
 ) -> RankGroups:
     """Blocking: builds the sets of ranks in `order`, as all their members do, and names them by axis.
 
-    `timeout_s` bounds the building and each collective after it; `clock` adds up the time in blocking collectives.
+    `build_timeout_s` bounds the wait for peers that are slow to start, `timeout_s` each collective; `clock` adds up
+    the time in blocking collectives.
     """
     built: dict[tuple[int, ...], Communicator] = {}
     for ranks in order:
         prefix = PrefixStore("-".join(map(str, ranks)), store)
         index = ranks.index(global_rank)
-        timeout = timedelta(seconds=timeout_s)
+        timeout = timedelta(seconds=build_timeout_s)
         if device_kind == "cuda":
             group = _nccl(prefix, size=len(ranks), index=index, timeout=timeout)
+            _set_timeout(group, timeout_s)
             built[ranks] = NcclCommunicator(group, size=len(ranks), index=index)
         else:
             group = _gloo(prefix, size=len(ranks), index=index, timeout=timeout, host_address=host_address)
+            _set_timeout(group, timeout_s)
             built[ranks] = GlooCommunicator(group, size=len(ranks), index=index, clock=clock)
     by_axis = {}
     for axis in shape.axes:
@@ -78,3 +82,9 @@ def _nccl(store: Store, *, size: int, index: int, timeout: timedelta) -> Any:
     options = nccl.Options()
     options._timeout = timeout
     return nccl(store, index, size, options)
+
+
+def _set_timeout(group: Any, timeout_s: float) -> None:
+    """Bounds each collective from now on; the method lost its underscore after torch 2.11."""
+    set_timeout = getattr(group, "set_timeout", None) or group._set_default_timeout
+    set_timeout(timedelta(seconds=timeout_s))

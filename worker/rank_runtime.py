@@ -103,6 +103,7 @@ class RankRuntime:
             store=PrefixStore("groups", store),
             device_kind=self._assignment.device_kind,
             host_address=self._assignment.host_address,
+            build_timeout_s=self._assignment.start_timeout_s,
             # The leader's step deadline comes first: it knows which ranks are silent, a collective does not.
             timeout_s=2 * self._settings.step_timeout_s,
             clock=self._clock,

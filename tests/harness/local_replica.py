@@ -54,6 +54,7 @@ class LocalReplica:
                 store=self._store,
                 device_kind="cpu",
                 host_address="127.0.0.1",
+                build_timeout_s=30,
                 timeout_s=30,
                 clock=clock,
             )

@@ -1,0 +1,80 @@
+"""Groups on gloo, ranks as threads: sums in order, and a silent or closed peer ends a collective with its error."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch._C._distributed_c10d import HashStore
+
+from parallel.communicator import CollectiveClock, PeerLostError
+from parallel.groups import RankGroups, build_groups
+from parallel.rows import gather_rows, reduce_scatter_rows
+from parallel.shape import AttentionSizes, ReplicaShape
+
+
+def on_ranks(world: int, work: Callable[[RankGroups, int], Any], *, timeout_s: float = 20) -> list[Any]:
+    """Builds a cp group of `world` ranks in threads and runs `work(groups, rank)` on each."""
+    shape = ReplicaShape(attention=AttentionSizes(cp=world), experts=None)
+    store = HashStore()
+
+    def rank_work(rank: int) -> Any:
+        groups = build_groups(
+            shape,
+            global_rank=rank,
+            order=shape.creation_order_of(rank),
+            store=store,
+            device_kind="cpu",
+            host_address="127.0.0.1",
+            build_timeout_s=20,
+            timeout_s=timeout_s,
+            clock=CollectiveClock(),
+        )
+        return work(groups, rank)
+
+    with ThreadPoolExecutor(world) as ranks:
+        return list(ranks.map(rank_work, range(world)))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("rows", [0, 1, 4])
+def test_rows_are_gathered_in_order_and_their_sums_come_back(world: int, rows: int) -> None:
+    def work(groups: RankGroups, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        mine = torch.full((rows, 2), float(rank + 1))
+        everyone = gather_rows(groups["attn_cp"], mine)
+        return everyone, reduce_scatter_rows(groups["attn_cp"], everyone * (rank + 1))
+
+    total = sum(range(1, world + 1))
+    for rank, (everyone, mine) in enumerate(on_ranks(world, work)):
+        assert everyone[:, 0].tolist() == [float(other + 1) for other in range(world) for _ in range(rows)]
+        assert mine[:, 0].tolist() == [float((rank + 1) * total)] * rows
+
+
+def test_a_silent_peer_ends_a_collective_after_the_groups_timeout() -> None:
+    def work(groups: RankGroups, rank: int) -> str:
+        if rank == 1:
+            return "silent"
+        with pytest.raises(PeerLostError):
+            groups["attn_cp"].all_gather(torch.ones(1))
+        return "told"
+
+    held: list[RankGroups] = []
+
+    def hold(groups: RankGroups, rank: int) -> str:
+        held.append(groups)  # a group that nobody holds is closed, which is another error
+        return work(groups, rank)
+
+    assert on_ranks(2, hold, timeout_s=1) == ["told", "silent"]
+
+
+def test_a_peer_that_closes_its_groups_ends_a_collective_at_once() -> None:
+    def work(groups: RankGroups, rank: int) -> str:
+        if rank == 1:
+            groups.close()
+            return "closed"
+        with pytest.raises(PeerLostError):
+            groups["attn_cp"].all_gather(torch.ones(1))
+        return "told"
+
+    assert on_ranks(2, work, timeout_s=15) == ["told", "closed"]
