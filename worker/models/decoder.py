@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from worker.blocks.parts import Parts
 from worker.blocks.step_context import StepContext
 
 #: Rows [T, H] to a contribution [T, H].
@@ -20,6 +21,17 @@ class DecoderLayer:
     attention: Block
     post_attention_norm: Norm
     feed_forward: Block
+
+
+def decoder_layer(parts: Parts, *, layer: int, feed_forward: Block) -> DecoderLayer:
+    """The model's layer `layer` under the names that the Llama family gives its norms and its attention."""
+    prefix = f"model.layers.{layer}"
+    return DecoderLayer(
+        input_norm=parts.norm(f"{prefix}.input_layernorm.weight"),
+        attention=parts.attention(f"{prefix}.self_attn", layer=layer),
+        post_attention_norm=parts.norm(f"{prefix}.post_attention_layernorm.weight"),
+        feed_forward=feed_forward,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
