@@ -42,17 +42,20 @@ class Communicator(Protocol):
 
 
 class CollectiveClock:
-    """Adds up the time that a rank spends inside blocking collectives, waiting for its peers included."""
+    """Adds up the time that a rank spends inside blocking collectives, waiting included, and tells if it is in one."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.is_inside = False
         self._start = 0.0
 
     def __enter__(self) -> None:
         self._start = time.perf_counter()
+        self.is_inside = True
 
     def __exit__(self, *exc: object) -> None:
         self.seconds += time.perf_counter() - self._start
+        self.is_inside = False
 
 
 class LocalCommunicator:

@@ -3,12 +3,15 @@
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
 from proto import control_pb2, step_pb2
 from worker.engine.leader import Leader
+
+#: How long ranks have to say where they are.
+_ANSWER_S = 1.0
 
 
 class StepTimeoutError(RuntimeError):
@@ -33,6 +36,8 @@ class LeaderThread:
         self._tell_router = tell_router
         self._fail = fail
         self._inbox: queue.SimpleQueue[control_pb2.ToReplica | step_pb2.FromMember | None] = queue.SimpleQueue()
+        self._asked_at: float | None = None
+        self._waiting_ranks: set[int] = set()
         self._was_idle = True
         self._oldest: tuple[int, float] | None = None
         self._thread = threading.Thread(target=self._run, name="leader", daemon=True)
@@ -79,8 +84,12 @@ class LeaderThread:
 
     def _handle(self, message: control_pb2.ToReplica | step_pb2.FromMember) -> None:
         if isinstance(message, step_pb2.FromMember):
-            if message.WhichOneof("message") == "result":
+            kind = message.WhichOneof("message")
+            if kind == "result":
                 self._leader.handle_result(message.result)
+            elif kind == "whereabouts":
+                if message.whereabouts.in_collective:
+                    self._waiting_ranks.add(message.whereabouts.global_rank)
             else:
                 self._leader.handle_writes(message.writes)
         elif message.WhichOneof("message") == "peer":
@@ -96,12 +105,29 @@ class LeaderThread:
             self._broadcast(step_pb2.ToMember(plan=plan))
 
     def _watch_steps(self) -> None:
-        """StepTimeoutError naming the silent ranks where the oldest step has run for longer than a step may."""
-        step = self._leader.oldest_step
+        """StepTimeoutError naming the ranks at fault where the oldest step has run for longer than a step may.
+
+        One rank that hangs keeps all others waiting in a collective, so they are asked where they are first.
+        """
+        step, now = self._leader.oldest_step, time.monotonic()
         if step is None:
             self._oldest = None
         elif self._oldest is None or self._oldest[0] != step[0]:
-            self._oldest = (step[0], time.monotonic())
-        elif time.monotonic() - self._oldest[1] > self._step_timeout_s:
-            silent = ", ".join(map(str, sorted(step[1])))
-            raise StepTimeoutError(f"ranks {silent} did not answer step {step[0]} within {self._step_timeout_s:g} s")
+            self._oldest = (step[0], now)
+            self._asked_at = None
+        elif now - self._oldest[1] > self._step_timeout_s:
+            if self._asked_at is None:
+                self._asked_at, self._waiting_ranks = now, set()
+                self._broadcast(step_pb2.ToMember(where=step_pb2.Where()))
+            elif now - self._asked_at > _ANSWER_S:
+                raise StepTimeoutError(self._blame(step[0], silent=step[1]))
+
+    def _blame(self, step_id: int, *, silent: frozenset[int]) -> str:
+        hung = silent - self._waiting_ranks or silent
+        sentence = f"ranks {_listed(hung)} did not answer step {step_id} within {self._step_timeout_s:g} s"
+        waiting = silent - hung
+        return f"{sentence}; ranks {_listed(waiting)} wait for them in a collective" if waiting else sentence
+
+
+def _listed(ranks: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(ranks)))

@@ -183,7 +183,10 @@ class RankRuntime:
         timeout_s = self._assignment.start_timeout_s
 
         def deliver_own(message: step_pb2.ToMember) -> None:
-            self._inbox.put((self, message))
+            if message.WhichOneof("message") == "where":
+                self._tell_whereabouts()  # not by the main thread, which may hang
+            else:
+                self._inbox.put((self, message))
 
         if self._coordinates.global_rank != 0:
             return MemberStar(store=store, join=join, timeout_s=timeout_s, deliver=deliver_own)
@@ -209,6 +212,12 @@ class RankRuntime:
             fail=self._fail,
         )
         return star
+
+    def _tell_whereabouts(self) -> None:
+        whereabouts = step_pb2.Whereabouts(
+            global_rank=self._coordinates.global_rank, in_collective=self._clock.is_inside
+        )
+        self._star.send(step_pb2.FromMember(whereabouts=whereabouts))
 
     def _progress(self, phase: str, fraction: float) -> None:
         progress = control_pb2.RankProgress(global_rank=self._coordinates.global_rank, phase=phase, fraction=fraction)

@@ -86,7 +86,8 @@ def test_a_step_that_does_not_end_in_its_time_names_the_ranks_that_are_silent(mi
     with router_command(slow, tmp_path) as (command, address):
         stream = long_stream(address)
         os.kill(rank_pids(command.pid)[3], signal.SIGSTOP)
-        assert_ends_with(command, stream, "host here", "of decode/0", "did not answer step", "within 3 s")
+        assert_ends_with(command, stream, "host here", "of decode/0: StepTimeoutError: ranks 1 did not answer step")
+        assert "within 3 s; ranks 0 wait for them in a collective" in command.output
 
 
 @pytest.mark.timeout(90)
