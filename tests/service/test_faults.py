@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+import yaml
 
 from proto import inference_pb2, inference_pb2_grpc
 from tests.harness.checkpoints import Oracle
@@ -140,13 +141,37 @@ def test_a_remote_launcher_outlives_its_router_and_serves_the_next_one(llama: Or
             long_stream(address).cancel()
 
 
+def starting(topology_: dict[str, Any], folder: Path) -> Command:
+    """A router that is on its way up."""
+    path = folder / "topo.yaml"
+    path.write_text(yaml.safe_dump(topology_))
+    return Command(["router", "--config", str(path)])
+
+
 @pytest.mark.timeout(60)
 def test_a_launcher_that_cannot_be_reached_is_named(llama: Oracle, tmp_path: Path) -> None:
-    import yaml
-
     hosts = [{"name": "far", "address": "127.0.0.1:1", "devices": 4}]
-    path = tmp_path / "topo.yaml"
-    path.write_text(yaml.safe_dump({**content(llama), "hosts": hosts}))
-    command = Command(["router", "--config", str(path)])
+    command = starting({**content(llama), "hosts": hosts}, tmp_path)
     assert command.wait(timeout_s=40) == 1
     assert "host far: no launcher answers at 127.0.0.1:1" in command.output
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("number", "timeouts", "words"),
+    [
+        (signal.SIGKILL, {}, "host here, rank 1 of prefill/0: its process"),
+        (signal.SIGSTOP, {"start_s": 8}, "is not ready after 8 s (phase"),
+    ],
+)
+def test_a_rank_that_dies_or_hangs_while_it_starts_is_named_and_nothing_is_left(
+    number: signal.Signals, timeouts: dict[str, Any], words: str, llama: Oracle, tmp_path: Path
+) -> None:
+    command = starting(content(llama, timeouts=timeouts), tmp_path)
+    while len(rank_pids(command.pid)) < 4:
+        time.sleep(0.01)
+    family = descendants(command.pid)
+    os.kill(rank_pids(command.pid)[1], number)
+    assert command.wait(timeout_s=30) == 1
+    assert words in command.output
+    assert_all_gone(family, timeout_s=2)
