@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--rendezvous-fd", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--log-level", default="WARNING")
+    parser.add_argument("--device", type=int, help="the host's device; for those who read the process table")
     options = parser.parse_args()
     _die_with_parent(options.parent)
     # Ctrl-C reaches the whole foreground group; the launcher decides when its ranks end.

@@ -114,8 +114,10 @@ def command_line(pid: int) -> str:
 
 
 def rank_pids(pid: int) -> list[int]:
-    """The rank processes under `pid`, in the order in which they were started."""
-    return sorted(child for child in descendants(pid) if "worker.rank" in command_line(child))
+    """The rank processes under `pid`, in the order of their devices: replicas are assigned side by side."""
+    lines = {child: command_line(child) for child in descendants(pid)}
+    ranks = {child: line for child, line in lines.items() if "worker.rank" in line}
+    return sorted(ranks, key=lambda child: int(ranks[child].split("--device ")[1].split()[0]))
 
 
 def assert_all_gone(pids: Sequence[int], *, timeout_s: float = 10) -> None:

@@ -27,7 +27,9 @@ class ChildSettings:
 class RankChild:
     """A `worker.rank` process. All its methods belong to the launcher's event loop."""
 
-    def __init__(self, *, rendezvous: socket.socket, settings: ChildSettings, callbacks: RankCallbacks) -> None:
+    def __init__(
+        self, *, device: int, rendezvous: socket.socket, settings: ChildSettings, callbacks: RankCallbacks
+    ) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         self._callbacks = callbacks
@@ -35,7 +37,7 @@ class RankChild:
         self._backlog: list[bytes] = []
         command = [sys.executable, "-m", "worker.rank", "--link-fd", str(theirs.fileno())]
         command += ["--rendezvous-fd", str(rendezvous.fileno()), "--parent", str(os.getpid())]
-        command += ["--log-level", settings.log_level]
+        command += ["--log-level", settings.log_level, "--device", str(device)]
         self._process = subprocess.Popen(
             command,
             pass_fds=(theirs.fileno(), rendezvous.fileno()),

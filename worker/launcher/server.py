@@ -71,7 +71,7 @@ class RankStarter:
             return MockRank(callbacks, step_s=self._options.mock_step_s)
         threads = self._options.num_threads or max(1, (os.cpu_count() or 1) // max(1, self._ports.num_devices))
         settings = ChildSettings(num_threads=threads, log_level=self._options.log_level)
-        return RankChild(rendezvous=self._ports.socket(device), settings=settings, callbacks=callbacks)
+        return RankChild(device=device, rendezvous=self._ports.socket(device), settings=settings, callbacks=callbacks)
 
 
 async def _until_told(*, exit_with_stdin: bool) -> None:
