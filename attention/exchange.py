@@ -1,77 +1,122 @@
-"""How queries meet the KV that other cp coordinates hold. One strategy so far: gathering KV.
+"""How queries meet the KV that other cp coordinates hold: planned once a step from what every cp rank knows.
 
-A strategy is planned once a step from the page tables that every cp rank knows, and run once a layer, after the new K
-and V were written: it gives the memory that attention reads, and its plan gives the addresses of pages in that memory.
+Three strategies behind one contract: gathered KV, KV in a ring, passed queries. A step's chunks run grouped by strategy
+in one order that all ranks share, and each strategy works on its own chunks' rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from attention.exchange_choice import ExchangePolicy, Strategy
+from attention.exchange_chunk import ExchangeChunk, rows_seeing
+from attention.gather_kv import GatherKv
+from attention.interface import AttentionBackend
+from attention.pass_q import PassQ
+from attention.ring_kv import RingKv
 from parallel.communicator import Communicator
-from parallel.handoff import PagePlace
 
 
 class Exchange(Protocol):
-    """One step's exchange over the cp group."""
+    """Attention of one step over the KV of all cp coordinates."""
 
-    def address(self, table: Sequence[PagePlace]) -> Sequence[int]:
-        """The pages of `table`, in order of position, as page numbers in the memory that `run` returns."""
-        ...
-
-    def run(self, kv: torch.Tensor) -> torch.Tensor:
-        """Collective: from this rank's layer memory [N, 2, Hkv, P, D] to the memory that attention reads."""
+    def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        """Collective over cp: q [T, Hq, D] of this coordinate's rows over each rank's layer memory kv
+        `[N, 2, Hkv, P, D]`, into which the step's K and V were written; returns [T, Hq, D].
+        """
         ...
 
 
 class LocalExchange:
     """The group of one coordinate: it holds every page."""
 
-    def address(self, table: Sequence[PagePlace]) -> Sequence[int]:
-        """The pages' own numbers."""
-        return [place.page for place in table]
+    def __init__(self, chunks: Sequence[ExchangeChunk], *, backend: AttentionBackend, page_size: int) -> None:
+        self._plan = backend.plan(
+            [
+                rows_seeing(chunk, segment, coordinate=0, page_size=page_size)
+                for chunk in chunks
+                for segment in chunk.segments
+            ]
+        )
 
-    def run(self, kv: torch.Tensor) -> torch.Tensor:
-        """The rank's own memory."""
-        return kv
-
-
-class GatherExchange:
-    """Gathers the pages of the step's sequences from all coordinates into a workspace `[cp · padded, 2, Hkv, P, D]`.
-
-    ```
-    workspace   | pages of coordinate 0 ... pad | pages of coordinate 1 ... pad | ...
-    ```
-    Every coordinate contributes its pages in the order of the tables, padded to the longest contribution.
-    """
-
-    def __init__(self, group: Communicator, *, tables: Sequence[Sequence[PagePlace]], device: torch.device) -> None:
-        self._group = group
-        contributions: list[list[int]] = [[] for _ in range(group.size)]
-        self._places: dict[PagePlace, tuple[int, int]] = {}
-        for table in tables:
-            for place in table:
-                if place not in self._places:
-                    mine = contributions[place.coordinate]
-                    self._places[place] = (place.coordinate, len(mine))
-                    mine.append(place.page)
-        self._padded = max(map(len, contributions), default=0)
-        own = contributions[group.index]
-        own += [0] * (self._padded - len(own))
-        self._own = torch.tensor(own, dtype=torch.int64, device=device)
-
-    def address(self, table: Sequence[PagePlace]) -> Sequence[int]:
-        """The pages' places in the workspace."""
-        return [coordinate * self._padded + index for coordinate, index in (self._places[place] for place in table)]
-
-    def run(self, kv: torch.Tensor) -> torch.Tensor:
-        """Collective: the workspace of one layer."""
-        return self._group.all_gather(kv.index_select(0, self._own)).flatten(0, 1)
+    def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        """See Exchange."""
+        return self._plan.run(q, kv)
 
 
-def plan_exchange(group: Communicator, *, tables: Sequence[Sequence[PagePlace]], device: torch.device) -> Exchange:
-    """The exchange of one step whose sequences have `tables`; every cp rank plans the same."""
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """One strategy's rows of q, all of them where `rows` is None."""
+
+    rows: torch.Tensor | None
+    exchange: Exchange
+
+
+class MixedExchange:
+    """Several strategies, one after the other."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self._parts = parts
+
+    def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        """See Exchange."""
+        output = torch.empty_like(q)
+        for part in self._parts:
+            if part.rows is None:
+                return part.exchange.attend(q, kv)
+            output[part.rows] = part.exchange.attend(q[part.rows], kv)
+        return output
+
+
+_MAKERS: dict[Strategy, Callable[..., Exchange]] = {
+    Strategy.GATHER: GatherKv,
+    Strategy.RING: RingKv,
+    Strategy.PASS_Q: PassQ,
+}
+
+
+def plan_exchange(
+    chunks: Sequence[ExchangeChunk],
+    *,
+    group: Communicator,
+    backend: AttentionBackend,
+    policy: ExchangePolicy,
+    device: torch.device,
+) -> Exchange:
+    """The exchange of one step whose rows follow each other by chunk, then by segment; every cp rank plans the same."""
     if group.size == 1:
-        return LocalExchange()
-    return GatherExchange(group, tables=tables, device=device)
+        return LocalExchange(chunks, backend=backend, page_size=policy.page_size)
+    chosen = policy.choose(chunks, cp=group.size)
+    makers: dict[Strategy, Callable[..., Exchange]] = {
+        Strategy.GATHER: GatherKv,
+        Strategy.RING: RingKv,
+        Strategy.PASS_Q: PassQ,
+    }
+    parts = []
+    for strategy, maker in makers.items():
+        own = [chunk for chunk, choice in zip(chunks, chosen, strict=True) if choice is strategy]
+        if own:
+            rows = None if len(own) == len(chunks) else _rows(chunks, chosen, strategy, group=group, device=device)
+            exchange = maker(own, group=group, backend=backend, policy=policy, device=device)
+            parts.append(_Part(rows=rows, exchange=exchange))
+    return MixedExchange(parts)
+
+
+def _rows(
+    chunks: Sequence[ExchangeChunk],
+    chosen: Sequence[Strategy],
+    strategy: Strategy,
+    *,
+    group: Communicator,
+    device: torch.device,
+) -> torch.Tensor:
+    """Where in this coordinate's q the rows of the chunks with `strategy` stand: int64."""
+    found, first = [], 0
+    for chunk, choice in zip(chunks, chosen, strict=True):
+        count = chunk.rows_of(group.index)
+        if choice is strategy:
+            found.append(torch.arange(first, first + count))
+        first += count
+    return torch.cat(found).to(device)

@@ -6,6 +6,7 @@ No default process group is made, so groups of an earlier epoch and of a neighbo
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -54,9 +55,8 @@ def build_groups(
         index = ranks.index(global_rank)
         timeout = timedelta(seconds=build_timeout_s)
         if device_kind == "cuda":
-            group = _nccl(prefix, size=len(ranks), index=index, timeout=timeout)
-            _set_timeout(group, timeout_s)
-            built[ranks] = NcclCommunicator(group, size=len(ranks), index=index)
+            make_group = partial(_nccl, prefix, size=len(ranks), index=index, timeout=timeout, timeout_s=timeout_s)
+            built[ranks] = NcclCommunicator(make_group, size=len(ranks), index=index)
         else:
             group = _gloo(prefix, size=len(ranks), index=index, timeout=timeout, host_address=host_address)
             _set_timeout(group, timeout_s)
@@ -77,11 +77,13 @@ def _gloo(store: Store, *, size: int, index: int, timeout: timedelta, host_addre
     return gloo(store, index, size, options)
 
 
-def _nccl(store: Store, *, size: int, index: int, timeout: timedelta) -> Any:
+def _nccl(store: Store, name: str, *, size: int, index: int, timeout: timedelta, timeout_s: float) -> Any:
     nccl: Any = dist.ProcessGroupNCCL
     options = nccl.Options()
     options._timeout = timeout
-    return nccl(store, index, size, options)
+    group = nccl(PrefixStore(name, store), index, size, options)
+    _set_timeout(group, timeout_s)
+    return group
 
 
 def _set_timeout(group: Any, timeout_s: float) -> None:

@@ -8,7 +8,8 @@ class EngineSettings:
     """`kv_tokens` is per rank; `max_batch_tokens` and `max_sequences` are per dp coordinate.
 
     dtype is one of float32, bfloat16, float16 (already resolved from `auto`). step_timeout_s bounds one step of a
-    replica and each of its collectives.
+    replica and each of its collectives. `exchange` (auto, gather, ring, pass_q) is how queries meet the KV of other cp
+    coordinates; `exchange_tokens` bounds the tokens of KV that it holds on a rank besides the pages.
     """
 
     dtype: str = "float32"
@@ -18,6 +19,8 @@ class EngineSettings:
     kv_tokens: int = 16384
     step_timeout_s: float = 60.0
     attention_kernel: str = "auto"
+    exchange: str = "auto"
+    exchange_tokens: int = 32768
 
     @property
     def num_pages(self) -> int:

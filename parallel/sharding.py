@@ -10,6 +10,7 @@ from math import prod
 
 from parallel.mesh import divisors
 from parallel.models.description import ModelDescription, Part, Split, TensorSpec
+from parallel.partition import balanced_bounds
 from parallel.shape import RankCoordinates, ReplicaShape
 
 
@@ -67,7 +68,7 @@ def kv_head_interval(num_kv_heads: int, *, tp: int, tp_rank: int) -> Interval:
 def stage_layers(description: ModelDescription, *, pp: int, pp_rank: int) -> range:
     """The layers of a stage: contiguous, at least one each, the costliest stage as cheap as it can be.
 
-    Costs are counted in weights read per token: the output's vocabulary weighs on the last stage.
+    Costs are counted in weights read per token: a row of the embedding on the first stage, the output on the last.
     """
     bounds = _stage_bounds(description, pp=pp)
     return range(bounds[pp_rank], bounds[pp_rank + 1])
@@ -164,22 +165,17 @@ def _split_interval(
 
 
 def _stage_bounds(description: ModelDescription, *, pp: int) -> tuple[int, ...]:
-    """Where each stage begins, and the end: the least maximum cost, by search over the cost that a stage may have."""
+    """Where each stage begins, and the end."""
     num_layers = description.num_layers
     if pp > num_layers:
         raise ValueError(f"pp {pp} exceeds the model's {num_layers} layers: each stage needs one layer or more")
-    layer_cost = sum(prod(spec.shape) for spec in description.tensors if spec.layer == 0 and spec.expert is None)
-    if description.experts is not None:
-        experts = description.experts
-        layer_cost += 3 * experts.top_k * experts.intermediate_size * description.hidden_size
-    output_cost = description.vocab_size * description.hidden_size
-    last = min(range(1, num_layers - pp + 2), key=lambda count: _worst(num_layers, pp, count, layer_cost, output_cost))
-    size, extra = divmod(num_layers - last, pp - 1) if pp > 1 else (0, 0)
-    counts = [size + (index < extra) for index in range(pp - 1)] + [last if pp > 1 else num_layers]
-    return tuple(sum(counts[:index]) for index in range(pp + 1))
-
-
-def _worst(num_layers: int, pp: int, last: int, layer_cost: int, output_cost: int) -> int:
-    """The costliest stage where the last one has `last` layers and the others share the rest evenly."""
-    others = -(-(num_layers - last) // (pp - 1)) if pp > 1 else 0
-    return max(others * layer_cost, last * layer_cost + output_cost)
+    costs = [0] * num_layers
+    for spec in description.tensors:
+        if spec.layer is not None and spec.expert is None:
+            costs[spec.layer] += prod(spec.shape)
+        elif spec.layer is not None and description.experts is not None:
+            # Of num_experts equal experts a token visits top_k.
+            costs[spec.layer] += prod(spec.shape) * description.experts.top_k // description.experts.num_experts
+    costs[0] += description.hidden_size  # of the embedding a token reads one row
+    costs[-1] += description.vocab_size * description.hidden_size
+    return balanced_bounds(costs, parts=pp)

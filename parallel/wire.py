@@ -38,6 +38,8 @@ def settings_to_wire(settings: EngineSettings) -> control_pb2.Engine:
         kv_tokens=settings.kv_tokens,
         step_timeout_s=settings.step_timeout_s,
         attention_kernel=settings.attention_kernel,
+        exchange=settings.exchange,
+        exchange_tokens=settings.exchange_tokens,
     )
 
 
@@ -51,6 +53,8 @@ def settings_from_wire(engine: control_pb2.Engine) -> EngineSettings:
         kv_tokens=engine.kv_tokens,
         step_timeout_s=engine.step_timeout_s,
         attention_kernel=engine.attention_kernel,
+        exchange=engine.exchange,
+        exchange_tokens=engine.exchange_tokens,
     )
 
 

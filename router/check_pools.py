@@ -4,12 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from parallel.models.description import ModelDescription
-from parallel.shape import ReplicaShape
 from parallel.sharding import check_experts, check_heads
 from router.config import Config, PoolConfig
 from router.config_loading import did_you_mean
 from router.config_source import ConfigSource
-from router.not_yet import not_yet
 from router.problem import KeyPath, Problem
 from router.resolve import engine_settings, pool_engine, pool_hosts, replica_shape
 
@@ -49,7 +47,7 @@ class PoolCheck:
             )
 
     def _meshes(self) -> Iterator[Problem]:
-        """The expert mesh against the attention mesh, and what the engine cannot run yet."""
+        """The expert mesh against the attention mesh, and experts where the model has none."""
         has_experts = self.pool.experts is not None
         if self.description is not None:
             has_experts = self.description.experts is not None
@@ -60,15 +58,9 @@ class PoolCheck:
                     remedy=f"remove {self._key('experts')}",
                 )
         try:
-            shape = replica_shape(self.pool, has_experts=has_experts)
+            replica_shape(self.pool, has_experts=has_experts)
         except ValueError as error:
             yield self._problem("experts", **_parts(error))
-            return
-        yield from self._engine_runs(shape)
-
-    def _engine_runs(self, shape: ReplicaShape) -> Iterator[Problem]:
-        for path, what, remedy in not_yet(self.name, shape):
-            yield self._problem(*path, what=what, remedy=remedy)
 
     def _model_fits(self) -> Iterator[Problem]:
         """tp against the heads, pp against the layers, ep against the experts."""

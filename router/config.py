@@ -124,6 +124,14 @@ class EngineConfig(_Strict):
         default="auto", description="who computes attention; auto is torch on cpu, flashinfer on cuda"
     )
 
+    exchange: Literal["auto", "gather", "ring", "pass_q"] = Field(
+        default="auto", description="how queries meet the KV of other cp coordinates; auto chooses for each chunk"
+    )
+    exchange_tokens: Count = Field(
+        default=_ENGINE.exchange_tokens,
+        description="tokens of KV that an exchange may hold besides a rank's pages",
+    )
+
     def overridden_by(self, pool: "EngineConfig | None") -> "EngineConfig":
         """These settings with the keys that `pool` says in the file."""
         if pool is None:

@@ -60,7 +60,7 @@ class HandoffPlanner:
         copies = [
             copy
             for copy in plan_copies(
-                source_table=item.sequence.table,
+                source_table=item.sequence.table.places,
                 source_page_size=self._source.page_size,
                 target_table=[PagePlace(coordinate=page.coordinate, page=page.page) for page in target.pages],
                 target_page_size=self._target.page_size,

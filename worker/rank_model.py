@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from attention.exchange_choice import LINKS, ExchangePolicy, Strategy
 from attention.interface import AttentionBackend, AttentionSpec
 from parallel.groups import RankGroups
 from parallel.models.description import ModelDescription
@@ -17,7 +18,11 @@ from worker.kv_memory import KvMemory
 from worker.models.decoder import Decoder
 from worker.models.registry import build_layer
 from worker.runner import RankModel
+from worker.slot_tokens import SlotTokens
+from worker.stage_ends import DrawOutput, EmbeddingInput, PipelineInput, PipelineOutput, StageInput, StageOutput
 from worker.weights import load_weights
+
+_EMBEDDING = "model.embed_tokens.weight"
 
 
 def build_model(
@@ -36,26 +41,67 @@ def build_model(
     dtype, device = memory.region.dtype, memory.region.device
     slices = rank_slices(description, shape=shape, coordinates=coordinates)
     weights = load_weights(folder, slices, dtype=dtype, device=device, progress=progress)
-    spec = attention_spec(
-        description,
-        memory=memory,
-        num_heads=description.num_heads // shape.attention.tp,
-        page_size=settings.page_size,
-    )
+    num_heads = description.num_heads // shape.attention.tp
+    spec = attention_spec(description, memory=memory, num_heads=num_heads, page_size=settings.page_size)
     backend = make_backend(spec)
     parts = Parts(description, weights=weights, groups=groups, memory=memory, spec=spec, backend=backend)
     layers = stage_layers(description, pp=shape.pp, pp_rank=coordinates.pp_rank)
-    embedding = "model.embed_tokens.weight"
+    num_slots = shape.attention.dp * settings.max_sequences
+    slot_tokens = SlotTokens(num_slots=num_slots, groups=groups, device=device)
+    ends = _StageEnds(parts, groups=groups, slot_tokens=slot_tokens, dtype=dtype, device=device)
+    is_first, is_last = coordinates.pp_rank == 0, coordinates.pp_rank == shape.pp - 1
     return RankModel(
-        embedding=parts.embedding(embedding),
+        input=ends.input(is_first=is_first, is_last=is_last),
         decoder=Decoder(layers=[build_layer(parts, layer=layer) for layer in layers]),
-        output=parts.output(
-            norm="model.norm.weight", head=embedding if description.tied_embeddings else "lm_head.weight"
-        ),
+        output=ends.output(is_last=is_last),
+        slot_tokens=slot_tokens,
         backend=backend,
+        policy=_exchange_policy(spec, settings=settings),
         rope_frequencies=inverse_frequencies(description.rope, head_dim=description.head_dim, device=device),
         dtype=dtype,
         device=device,
+    )
+
+
+class _StageEnds:
+    """Makes the ends of one stage out of its weights."""
+
+    def __init__(
+        self, parts: Parts, *, groups: RankGroups, slot_tokens: SlotTokens, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._parts = parts
+        self._groups = groups
+        self._slot_tokens = slot_tokens
+        self._dtype = dtype
+        self._device = device
+
+    def input(self, *, is_first: bool, is_last: bool) -> StageInput:
+        """The embedding, or the stage before."""
+        if is_first:
+            embedding = self._parts.embedding(_EMBEDDING)
+            return EmbeddingInput(embedding, slot_tokens=self._slot_tokens, is_last=is_last, device=self._device)
+        hidden_size = self._parts.description.hidden_size
+        return PipelineInput(groups=self._groups, hidden_size=hidden_size, dtype=self._dtype, device=self._device)
+
+    def output(self, *, is_last: bool) -> StageOutput:
+        """The output and its draws, or the stage after."""
+        if not is_last:
+            return PipelineOutput(groups=self._groups)
+        head = _EMBEDDING if self._parts.description.tied_embeddings else "lm_head.weight"
+        output = self._parts.output(norm="model.norm.weight", head=head)
+        return DrawOutput(output, slot_tokens=self._slot_tokens, groups=self._groups)
+
+
+def _exchange_policy(spec: AttentionSpec, *, settings: EngineSettings) -> ExchangePolicy:
+    return ExchangePolicy(
+        page_size=spec.page_size,
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        element_bytes=spec.dtype.itemsize,
+        link=LINKS[spec.device.type],
+        max_tokens=settings.exchange_tokens,
+        forced=None if settings.exchange == "auto" else Strategy(settings.exchange),
     )
 
 

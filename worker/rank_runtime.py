@@ -139,8 +139,6 @@ class RankRuntime:
                 page_size=settings.page_size,
                 max_sequences=settings.max_sequences,
             ),
-            settings=settings,
-            num_slots=shape.attention.dp * settings.max_sequences,
             global_rank=coordinates.global_rank,
             cp=self._groups["attn_cp"],
             clock=self._clock,

@@ -4,13 +4,14 @@ Every rank applies every plan, so all ranks know all row counts; it keeps page n
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from parallel.chunk import Segment, cut_chunk
 from parallel.handoff import PageOwners, PagePlace
+from parallel.page_table import PageTable
 from parallel.shape import RankCoordinates, ReplicaShape
 from proto import control_pb2, step_pb2
 
@@ -25,7 +26,7 @@ class RankSequence:
     request_id: int
     sampling: control_pb2.Sampling
     target: control_pb2.Target | None
-    table: list[PagePlace] = field(default_factory=list)
+    table: PageTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +54,18 @@ class RowSegment:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRows:
-    """One rank's share of a step, T rows.
+    """The T rows of one (dp, cp) coordinate in a step, the same on all its tp ranks and stages.
 
-    `padded_rows` is the largest row count of the stage's ranks. `token_ids` [T] are the prompt's; rows that embed the
-    last token of a slot are listed in `slot_rows` with their `slots`. `pages` and `offsets` [T] say where each row's K
-    and V go. `draws` pairs a row with the chunk whose next token it gives.
+    Hidden states are spread over the tp ranks: rank t has the rows [t * local_rows, (t + 1) * local_rows), those from
+    T on being padding. `padded_rows` is the largest local row count of the stage. `token_ids` [T] are the prompt's;
+    rows that embed the last token of a slot are listed in `slot_rows` with their `slots`. `pages` and `offsets` [T]
+    say where each row's K and V go. `draws` pairs a row with the chunk whose next token it gives. `chunks` are those
+    of the dp coordinate, whatever cp coordinate they are cut to.
     """
 
     chunks: tuple[PlacedChunk, ...]
     segments: tuple[RowSegment, ...]
+    local_rows: int
     padded_rows: int
     positions: Ints
     token_ids: Ints
@@ -100,7 +104,7 @@ class SequenceTables:
         for slot in plan.leaves:
             del self._sequences[slot]
         for join in plan.joins:
-            self._sequences[join.slot] = _joined(join)
+            self._sequences[join.slot] = _joined(join, cp=self._shape.attention.cp)
         placed = [self._place(chunk) for chunk in plan.chunks]
         return self._rows(placed)
 
@@ -113,7 +117,7 @@ class SequenceTables:
             page_size=self._page_size,
             cp=self._shape.attention.cp,
             offset=chunk.offset,
-            page_owners=PageOwners(sequence.table, count=cached_pages),
+            page_owners=PageOwners(sequence.table.places, count=cached_pages),
         )
         if len(sequence.table) * self._page_size < chunk.cached_tokens + chunk.new_tokens:
             for owner, page in zip(cut.new_page_owners, chunk.new_pages, strict=True):
@@ -126,14 +130,14 @@ class SequenceTables:
         builder = _RowBuilder(page_size=self._page_size, coordinate=mine.attn_cp_rank)
         for item in own:
             builder.add(item)
-        return builder.finish(own, padded_rows=self._padded_rows(placed))
+        return builder.finish(own, tp=self._shape.attention.tp, padded_rows=self._padded_rows(placed))
 
     def _padded_rows(self, placed: list[PlacedChunk]) -> int:
         counts = np.zeros((self._shape.attention.dp, self._shape.attention.cp), dtype=np.int64)
         for item in placed:
             for segment in item.segments:
                 counts[item.chunk.slot // self._max_sequences, segment.coordinate] += segment.end - segment.start
-        return int(counts.max(initial=0))
+        return -(-int(counts.max(initial=0)) // self._shape.attention.tp)
 
 
 class _RowBuilder:
@@ -160,7 +164,7 @@ class _RowBuilder:
         start, end, cached = segment.start, segment.end, item.chunk.cached_tokens
         first_row = len(self._token_ids)
         positions = np.arange(start, end)
-        table = item.sequence.table
+        table = item.sequence.table.places
         first_page = start // self._page_size
         numbers = np.array([place.page for place in table[first_page : -(-end // self._page_size)]])
         self._segments.append(RowSegment(sequence=item.sequence, start=start, end=end))
@@ -175,12 +179,13 @@ class _RowBuilder:
         if item.chunk.sample and end == item.end:
             self._draws.append((first_row + end - start - 1, item))
 
-    def finish(self, chunks: tuple[PlacedChunk, ...], *, padded_rows: int) -> StepRows:
+    def finish(self, chunks: tuple[PlacedChunk, ...], *, tp: int, padded_rows: int) -> StepRows:
         """The rows collected."""
         positions = np.concatenate([np.empty(0, dtype=np.int64), *self._positions])
         return StepRows(
             chunks=chunks,
             segments=tuple(self._segments),
+            local_rows=-(-len(positions) // tp),
             padded_rows=padded_rows,
             positions=positions,
             token_ids=np.array(self._token_ids, dtype=np.int64),
@@ -192,11 +197,12 @@ class _RowBuilder:
         )
 
 
-def _joined(join: step_pb2.SequenceJoin) -> RankSequence:
+def _joined(join: step_pb2.SequenceJoin, *, cp: int) -> RankSequence:
+    places = (PagePlace(coordinate=page.coordinate, page=page.page) for page in join.pages)
     return RankSequence(
         slot=join.slot,
         request_id=join.request_id,
         sampling=join.sampling,
         target=join.target if join.HasField("target") else None,
-        table=[PagePlace(coordinate=page.coordinate, page=page.page) for page in join.pages],
+        table=PageTable(cp=cp, places=places),
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from attention.flashinfer_backend import FlashInferAttentionBackend
 from attention.interface import AttentionBackend, AttentionSpec
 from attention.torch_backend import TorchAttentionBackend
 from parallel.settings import EngineSettings
+from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from proto import control_pb2
 from tests.attention import flashinfer_double
 from tests.engine.test_parity import prompts
@@ -42,18 +44,40 @@ def submits(oracle: Oracle, *, count: int) -> Iterator[control_pb2.Submit]:
         )
 
 
+def shape(*, pp: int = 1, dp: int = 1, cp: int = 1, tp: int = 1, moe_dp: int = 1, moe_tp: int = 1) -> ReplicaShape:
+    width = dp * cp * tp
+    return ReplicaShape(
+        pp=pp,
+        attention=AttentionSizes(dp=dp, cp=cp, tp=tp),
+        experts=ExpertSizes(moe_dp=moe_dp, ep=width // (moe_dp * moe_tp), moe_tp=moe_tp),
+    )
+
+
+SHAPES = {
+    "one": shape(),
+    "dp2": shape(dp=2),
+    "cp2": shape(cp=2),
+    "tp2": shape(tp=2),
+    "tp6": shape(tp=6, moe_tp=3),
+    "pp3": shape(pp=3),
+    "pp2 dp2 cp2": shape(pp=2, dp=2, cp=2, moe_dp=2, moe_tp=2),
+    "pp2 cp2 tp2": shape(pp=2, cp=2, tp=2, moe_dp=2),
+}
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("backend", [torch_backend, flashinfer_backend])
-@pytest.mark.parametrize(("dp", "cp", "count"), [(1, 1, NUM_TOKENS), (2, 1, NUM_TOKENS), (1, 2, 1), (2, 2, 1)])
+@pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
 def test_the_step_path_gives_transformers_logits_through_both_kernels(
-    family: str, dp: int, cp: int, count: int, backend: MakeBackend, request: pytest.FixtureRequest
+    family: str, name: str, backend: MakeBackend, request: pytest.FixtureRequest
 ) -> None:
     oracle: Oracle = request.getfixturevalue(family)
-    replica = LocalReplica(oracle.folder, settings=SETTINGS, make_backend=backend, dp=dp, cp=cp)
+    chosen = SHAPES[name] if family == "mixtral" else replace(SHAPES[name], experts=None)
+    replica = LocalReplica(oracle.folder, shape=chosen, settings=SETTINGS, make_backend=backend)
     with closing(replica):
-        found = replica.run(list(submits(oracle, count=count)))
+        found = replica.run(list(submits(oracle, count=NUM_TOKENS)))
     for index, prompt in enumerate(prompts(), 1):
-        wanted = oracle.answer(prompt, NUM_TOKENS).logits[:count]
+        wanted = oracle.answer(prompt, NUM_TOKENS).logits
         error = np.abs(np.stack(found[index]) - wanted).max(axis=1) / np.abs(wanted).max(axis=1)
         assert error.max() <= TOLERANCE, f"prompt of {len(prompt)}: {error.max():.1e}"

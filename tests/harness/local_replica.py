@@ -18,7 +18,7 @@ from parallel.communicator import CollectiveClock
 from parallel.groups import build_groups
 from parallel.models.registry import describe_checkpoint
 from parallel.settings import EngineSettings
-from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
+from parallel.shape import ReplicaShape
 from proto import control_pb2, step_pb2
 from worker.engine.leader import Leader
 from worker.kv_memory import allocate_kv
@@ -30,14 +30,13 @@ MakeBackend = Callable[[AttentionSpec], AttentionBackend]
 
 
 class LocalReplica:
-    """dp · cp ranks over the checkpoint in `folder`, experts (where it has them) over all of them."""
+    """The ranks of `shape` over the checkpoint in `folder`."""
 
     def __init__(
-        self, folder: Path, *, settings: EngineSettings, make_backend: MakeBackend, dp: int = 1, cp: int = 1
+        self, folder: Path, *, shape: ReplicaShape, settings: EngineSettings, make_backend: MakeBackend
     ) -> None:
         description = describe_checkpoint(folder)
-        experts = ExpertSizes(ep=dp * cp) if description.experts else None
-        self._shape = ReplicaShape(attention=AttentionSizes(dp=dp, cp=cp), experts=experts)
+        self._shape = shape
         self._leader = Leader(shape=self._shape, settings=settings)
         self._store = HashStore()
         self._ranks = ThreadPoolExecutor(self._shape.world_size)
@@ -86,8 +85,6 @@ class LocalReplica:
             return ModelRunner(
                 model,
                 tables=tables,
-                settings=settings,
-                num_slots=dp * settings.max_sequences,
                 global_rank=rank,
                 cp=groups["attn_cp"],
                 clock=clock,
@@ -101,9 +98,10 @@ class LocalReplica:
         for submit in submits:
             self._leader.handle(control_pb2.ToReplica(submit=submit))
         logits: dict[int, list[npt.NDArray[np.float32]]] = {submit.request_id: [] for submit in submits}
-        while (plan := self._leader.next_plan()) is not None:
-            for result in self._ranks.map(lambda runner, plan=plan: self._step(runner, plan), self.runners):
-                self._leader.handle_result(result)
+        while plans := self._next_plans():
+            for results in self._ranks.map(lambda runner, plans=plans: self._steps(runner, plans), self.runners):
+                for result in results:
+                    self._leader.handle_result(result)
             for event in self._leader.take_events():
                 assert event.WhichOneof("event") != "refused", event
                 if event.WhichOneof("event") == "logits":
@@ -116,6 +114,13 @@ class LocalReplica:
         """Ends the ranks' threads."""
         self._ranks.shutdown()
 
+    def _next_plans(self) -> list[step_pb2.StepPlan]:
+        """As many steps as may be in flight: so that stages and planned-ahead tokens are as in a real replica."""
+        plans = []
+        while self._leader.can_plan and (plan := self._leader.next_plan()) is not None:
+            plans.append(plan)
+        return plans
+
     @staticmethod
-    def _step(runner: ModelRunner, plan: step_pb2.StepPlan) -> step_pb2.StepResult:
-        return runner.run(plan)()
+    def _steps(runner: ModelRunner, plans: Sequence[step_pb2.StepPlan]) -> list[step_pb2.StepResult]:
+        return [runner.run(plan)() for plan in plans]

@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from moe.dispatch import NO_EXPERT, GatherDispatcher
 from moe.experts import TorchExperts
 from moe.gate import choose_experts
+from parallel.communicator import LocalCommunicator
 from worker.linear import PlainLinear
 
 HIDDEN, WIDTH, EXPERTS, TOP_K = 12, 7, 6, 3
 
 
-class TwoRanks:
+class TwoRanks(LocalCommunicator):
     """A block of two ranks in one thread: gathers this rank's message with a given one, and adds a given sum."""
 
     size = 2
@@ -27,9 +28,6 @@ class TwoRanks:
 
     def reduce_scatter(self, x: torch.Tensor) -> torch.Tensor:
         return x[self.index]
-
-    def close(self) -> None:
-        pass
 
 
 def weights() -> tuple[torch.Tensor, torch.Tensor]:

@@ -52,11 +52,6 @@ BROKEN: dict[str, tuple[str, str, int, list[str]]] = {
         9,
         ["stands beside prefill and decode", "remove"],
     ),
-    "pp": ("{cp: 2}}", "{cp: 2}, pp: 2}", 8, ["pipeline stages cannot run yet", "pp: 1"]),
-    "tp": ("{cp: 2}", "{tp: 2}", 8, ["tensor parallelism cannot run yet", "tp: 1"]),
-    "moe_dp": ("{cp: 2}}", "{cp: 2}, experts: {moe_dp: 2}}", 8, ["cannot run yet", "moe_dp: 1"]),
-    "moe_tp": ("{cp: 2}}", "{cp: 2}, experts: {moe_tp: 2}}", 8, ["cannot run yet", "moe_tp: 1"]),
-    "cp in decode": ("{dp: 2}", "{cp: 2}", 9, ["context parallelism in a decode pool cannot run yet", "cp: 1"]),
 }
 
 

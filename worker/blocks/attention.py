@@ -1,6 +1,7 @@
 """An attention block: rows in, rows out; inside, this rank's own heads over the pages of all cp coordinates."""
 
 import torch
+import torch.nn.functional as F
 
 from attention.interface import AttentionBackend, AttentionSpec
 from moe.experts import Linear
@@ -30,12 +31,14 @@ class AttentionBlock:
         self._kv = kv
         self._tp = tp
 
-    def __call__(self, x_TH: torch.Tensor, context: StepContext) -> torch.Tensor:
-        """Collective over tp and cp: x [T, H] to this block's contribution [T, H]."""
-        spec = self._spec
-        heads = self._qkv(gather_rows(self._tp, x_TH)).view(-1, spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
+    def __call__(self, x_LH: torch.Tensor, context: StepContext) -> torch.Tensor:
+        """Collective over tp and cp: this rank's x [L, H] to the block's contribution [L, H]; T rows over all of tp."""
+        spec, num_rows = self._spec, context.num_rows
+        heads = self._qkv(gather_rows(self._tp, x_LH))[:num_rows]
+        heads = heads.view(-1, spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
         qk, v = heads[:, : -spec.num_kv_heads], heads[:, -spec.num_kv_heads :]
         qk = rotate(qk, context.cos, context.sin)
         self._backend.write(self._kv, qk[:, spec.num_heads :], v, context.write)
-        attended = context.plan.run(qk[:, : spec.num_heads], context.exchange.run(self._kv))
-        return reduce_scatter_rows(self._tp, self._output(attended.flatten(1)))
+        attended = context.exchange.attend(qk[:, : spec.num_heads], self._kv).flatten(1)
+        padding = self._tp.size * x_LH.shape[0] - num_rows
+        return reduce_scatter_rows(self._tp, self._output(F.pad(attended, (0, 0, 0, padding))))

@@ -40,7 +40,7 @@ class Parts:
 
     def embedding(self, name: str) -> Embedding:
         """The token embedding; its weight stays for an output that is tied to it."""
-        return Embedding(self._weights[name])
+        return Embedding(self._weights[name], tp=self._groups["attn_tp"])
 
     def norm(self, name: str) -> Norm:
         """A norm over the hidden size."""
@@ -48,7 +48,12 @@ class Parts:
 
     def output(self, *, norm: str, head: str) -> Output:
         """The last norm and the output product."""
-        return Output(norm=self.norm(norm), head=make_linear([self._weights[head]]))
+        return Output(
+            norm=self.norm(norm),
+            head=make_linear([self._weights[head]]),
+            tp=self._groups["attn_tp"],
+            vocab_size=self.description.vocab_size,
+        )
 
     def attention(self, prefix: str, *, layer: int) -> AttentionBlock:
         """The attention of the model's layer `layer`, with q_proj, k_proj, v_proj and o_proj under `prefix`."""

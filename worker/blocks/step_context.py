@@ -5,16 +5,19 @@ from dataclasses import dataclass
 import torch
 
 from attention.exchange import Exchange
-from attention.interface import AttentionPlan, KvWrite
+from attention.interface import KvWrite
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
-    """cos and sin are [T, 1, head_dim / 2] of the rows' positions; `padded_rows` is what expert blocks pad to."""
+    """The T rows of a coordinate: cos and sin [T, 1, head_dim / 2] of their positions, where their KV goes, and how
+    they attend. `padded_rows` is what expert blocks pad to.
+    """
+
+    num_rows: int
 
     cos: torch.Tensor
     sin: torch.Tensor
     write: KvWrite
-    plan: AttentionPlan
     exchange: Exchange
     padded_rows: int

@@ -1,20 +1,33 @@
-"""Embedding and output, whole on each rank while tp is 1."""
+"""Embedding and output, their vocabulary split over attention's tp.
+
+Shapes: T rows of the coordinate, L rows of this rank, D draws of the rank that has most of them, V tokens of the
+vocabulary, Vp tokens of this rank's part.
+"""
 
 import torch
 import torch.nn.functional as F
 
 from moe.experts import Linear
+from parallel.communicator import Communicator
+from parallel.rows import gather_rows, reduce_scatter_rows
 
 
 class Embedding:
-    """Token ids to rows."""
+    """Token ids to rows: each rank looks up the ids of its part, a reduce-scatter brings each row to its rank."""
 
-    def __init__(self, weight_VH: torch.Tensor) -> None:
-        self._weight = weight_VH
+    def __init__(self, weight_VpH: torch.Tensor, *, tp: Communicator) -> None:
+        self._weight = weight_VpH
+        self._tp = tp
 
-    def __call__(self, ids_T: torch.Tensor) -> torch.Tensor:
-        """ids [T] to rows [T, H]."""
-        return F.embedding(ids_T, self._weight)
+    def __call__(self, ids_T: torch.Tensor, *, local_rows: int) -> torch.Tensor:
+        """Collective over tp: ids [T] of the coordinate to this rank's rows [L, H]."""
+        if self._tp.size == 1:
+            return F.embedding(ids_T, self._weight)
+        size = self._weight.shape[0]
+        ids = F.pad(ids_T, (0, self._tp.size * local_rows - len(ids_T))) - self._tp.index * size
+        is_here = (ids >= 0) & (ids < size)
+        rows = F.embedding(ids.clamp(0, size - 1), self._weight) * is_here.unsqueeze(1)
+        return reduce_scatter_rows(self._tp, rows)
 
 
 class Norm:
@@ -32,10 +45,18 @@ class Norm:
 class Output:
     """Rows to logits: the last norm and the product with the vocabulary."""
 
-    def __init__(self, *, norm: Norm, head: Linear) -> None:
+    def __init__(self, *, norm: Norm, head: Linear, tp: Communicator, vocab_size: int) -> None:
         self._norm = norm
         self._head = head
+        self._tp = tp
+        self._vocab_size = vocab_size
 
-    def __call__(self, x_SH: torch.Tensor) -> torch.Tensor:
-        """x [S, H] to float32 logits [S, V]."""
-        return self._head(self._norm(x_SH)).float()
+    def __call__(self, x_SH: torch.Tensor, *, padded_draws: int) -> torch.Tensor:
+        """Collective over tp: this rank's x [S, H] to float32 logits [S, V]; no rank has more than D = padded_draws.
+
+        Every part of the vocabulary is multiplied with the rows of all ranks, and goes to the rows' ranks.
+        """
+        rows = F.pad(self._norm(x_SH), (0, 0, 0, padded_draws - len(x_SH)))
+        parts = self._head(gather_rows(self._tp, rows)).float()
+        by_part = self._tp.all_to_all(parts.unflatten(0, (self._tp.size, padded_draws)))
+        return by_part.transpose(0, 1).flatten(1)[: len(x_SH), : self._vocab_size]

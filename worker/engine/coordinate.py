@@ -10,15 +10,20 @@ from proto import step_pb2
 from worker.engine.pages import CoordinatePages
 from worker.engine.sequence import Sequence
 
+#: Steps in flight that one decoding sequence may be in.
+_MAX_STEPS_OF_ONE = 2
+
 
 class Coordinate:
     """Plans the chunks of one dp coordinate: decoding sequences first, then prompts, up to the batch's budget."""
 
-    def __init__(self, *, dp: int, sizes: AttentionSizes, settings: EngineSettings) -> None:
+    def __init__(self, *, dp: int, pp: int, sizes: AttentionSizes, settings: EngineSettings) -> None:
         self.dp = dp
         self.pages = CoordinatePages(cp=sizes.cp, num_pages=settings.num_pages)
         self.running: dict[int, Sequence] = {}
+        self._pp = pp
         self._cp = sizes.cp
+        self._turn = 0
         self._settings = settings
         first = dp * settings.max_sequences
         self._free_slots = list(range(first + settings.max_sequences - 1, first - 1, -1))
@@ -39,15 +44,26 @@ class Coordinate:
     def plan_chunks(self) -> Iterator[tuple[Sequence, step_pb2.Chunk]]:
         """The chunks of the next step, with their pages taken and the sequences' counts moved on."""
         budget = self._settings.max_batch_tokens
-        for sequence in self.running.values():
-            if sequence.can_decode and budget > 0:
-                budget -= 1
-                yield sequence, self._plan_chunk(sequence, new_tokens=1)
+        self._turn += 1
+        for sequence in self._next_to_decode()[:budget]:
+            budget -= 1
+            sequence.last_turn = self._turn
+            yield sequence, self._plan_chunk(sequence, new_tokens=1)
         for sequence in self.running.values():
             new_tokens = self._prompt_tokens(sequence, budget=budget)
             if new_tokens:
                 budget -= new_tokens
                 yield sequence, self._plan_chunk(sequence, new_tokens=new_tokens)
+
+    def _next_to_decode(self) -> list[Sequence]:
+        """The decoding sequences of the next step: every pp-th part of them in turn, so that all stages have work.
+
+        A sequence is in one running step at most, and may be in one planned ahead.
+        """
+        decoding = [sequence for sequence in self.running.values() if sequence.can_decode]
+        ready = [sequence for sequence in decoding if sequence.in_flight < _MAX_STEPS_OF_ONE]
+        ready.sort(key=lambda sequence: (sequence.in_flight, sequence.last_turn))
+        return ready[: -(-len(decoding) // self._pp)]
 
     def _prompt_tokens(self, sequence: Sequence, *, budget: int) -> int:
         """How many tokens of its prompt come next: all that are left, or as many as end a page inside the budget."""
@@ -65,7 +81,7 @@ class Coordinate:
         table = self.pages.table(sequence.request_id)
         needed = -(-(cached + new_tokens) // size)
         owners = PageOwners(table, count=-(-cached // size))
-        offset = self._offset(owners, pages=needed - len(owners))
+        offset = self._offset(sequence, owners, pages=needed - len(owners))
         chunk = step_pb2.Chunk(slot=sequence.slot, cached_tokens=cached, new_tokens=new_tokens, offset=offset)
         if len(table) < needed:
             cut = cut_chunk(
@@ -82,9 +98,14 @@ class Coordinate:
         self._advance(sequence, chunk)
         return chunk
 
-    def _offset(self, owners: PageOwners, *, pages: int) -> int:
+    def _offset(self, sequence: Sequence, owners: PageOwners, *, pages: int) -> int:
+        """The zigzag's offset: where the chunk's pages are to be, or, for one reserved before, where it is."""
         if self._cp == 1 or pages == 0:
             return 0
+        table = self.pages.table(sequence.request_id)
+        if len(table) > len(owners):
+            assert pages == 1, "only decode finds pages reserved, and begins one at a time"
+            return table[len(owners)].coordinate
         held = [owners.count(index) for index in range(self._cp)]
         return choose_offset(pages=pages, cp=self._cp, held=held, load=self.pages.load())
 

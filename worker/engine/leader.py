@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from parallel.admission import check_fits, pages_needed
+from parallel.chunk import admission_bound
 from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
 from proto import control_pb2, step_pb2
@@ -18,10 +19,11 @@ from worker.engine.sequence import Sequence, from_start, from_submit
 
 @dataclass(kw_only=True)
 class _StepInFlight:
-    """A step that was sent out: its chunks, and the ranks that have not answered."""
+    """A step that was sent out: its chunks, the ranks that have not answered, and answers that wait for their turn."""
 
     chunks: list[tuple[Sequence, step_pb2.Chunk]]
     silent: set[int]
+    early: list[step_pb2.StepResult] = field(default_factory=list)
     by_slot: dict[int, Sequence] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,7 +47,7 @@ class Leader:
         self._shape = shape
         self._settings = settings
         self._coordinates = [
-            Coordinate(dp=dp, sizes=shape.attention, settings=settings) for dp in range(shape.attention.dp)
+            Coordinate(dp=dp, pp=shape.pp, sizes=shape.attention, settings=settings) for dp in range(shape.attention.dp)
         ]
         self._sequences: dict[int, Sequence] = {}
         self._waiting: deque[Sequence] = deque()
@@ -80,12 +82,24 @@ class Leader:
 
     def handle_result(self, result: step_pb2.StepResult) -> None:
         """Takes what one rank answers to a step."""
-        step = self._steps[result.step_id]
-        step.silent.remove(result.global_rank)
         if result.global_rank == 0:
             self._totals.num_steps += 1
             self._totals.step_s += result.step_s
             self._totals.collective_s += result.collective_s
+        # A sequence's tokens may be drawn on another rank each step, and that one may answer before this one does.
+        self._steps[result.step_id].early.append(result)
+        while self._steps:
+            step_id, step = next(iter(self._steps.items()))
+            for early in step.early:
+                self._take_result(step, early)
+            step.early.clear()
+            if step.silent:
+                break
+            self._finish_step(step_id)
+        self._admit()
+
+    def _take_result(self, step: _StepInFlight, result: step_pb2.StepResult) -> None:
+        step.silent.remove(result.global_rank)
         for index, (slot, token_id) in enumerate(zip(result.slots, result.token_ids, strict=True)):
             sequence = step.by_slot[slot]
             if sequence.finish_reason:
@@ -93,9 +107,6 @@ class Leader:
             if result.logits:
                 self._emit_logits(sequence, result.logits[index])
             self._draw(sequence, token_id)
-        if not step.silent:
-            self._finish_step(result.step_id)
-        self._admit()
 
     def handle_writes(self, done: step_pb2.WritesDone) -> None:
         """Takes one rank's word that its writes of one chunk are in the target's memory."""
@@ -175,7 +186,7 @@ class Leader:
         while self._waiting:
             sequence = self._waiting[0]
             pages = self._pages_promised(sequence)
-            coordinate = self._roomiest(pages)
+            coordinate = self._roomiest([c for c in self._coordinates if c.pages.fits(pages)])
             if coordinate is None:
                 break
             self._waiting.popleft()
@@ -204,12 +215,13 @@ class Leader:
             self._reservations[request_id] = _Reservation(request_id=request_id, num_pages=pages)
 
     def _try_reserve(self, reservation: _Reservation) -> bool:
-        coordinate = self._roomiest(reservation.num_pages)
+        num_pages = reservation.num_pages
+        most = admission_bound(pages=num_pages, cp=self._shape.attention.cp)
+        coordinate = self._roomiest([c for c in self._coordinates if c.pages.can_spread(num_pages, most=most)])
         if coordinate is None:
             return False
         request_id = reservation.request_id
-        coordinate.pages.promise(request_id, reservation.num_pages)
-        places = [coordinate.pages.take(request_id, 0) for _ in range(reservation.num_pages)]
+        places = coordinate.pages.spread(request_id, num_pages, most=most)
         self._reservations[request_id] = _Reservation(
             request_id=request_id, num_pages=len(places), dp=coordinate.dp, slot=coordinate.take_slot()
         )
@@ -289,10 +301,10 @@ class Leader:
         tokens = len(sequence.tokens) + (0 if sequence.handoff else sequence.max_new_tokens)
         return pages_needed(tokens, page_size=self._settings.page_size, cp=self._shape.attention.cp)
 
-    def _roomiest(self, pages: int) -> Coordinate | None:
-        """The coordinate with the most room among those that can take `pages`; FCFS, so None blocks the queue."""
-        fitting = [c for c in self._coordinates if c.has_slot and c.pages.fits(pages)]
-        return max(fitting, key=lambda c: (c.pages.num_free, -c.dp), default=None)
+    def _roomiest(self, fitting: list[Coordinate]) -> Coordinate | None:
+        """The coordinate with the most room among those that can take a request; FCFS, so None blocks the queue."""
+        with_slot = [coordinate for coordinate in fitting if coordinate.has_slot]
+        return max(with_slot, key=lambda c: (c.pages.num_free, -c.dp), default=None)
 
     def _may_fit(self, request_id: int, prompt_tokens: int, max_new_tokens: int) -> bool:
         """Whether an empty replica could hold it; refuses it at once where not."""

@@ -104,6 +104,28 @@ class CoordinatePages:
         self._tables[request_id].append(place)
         return place
 
+    def can_spread(self, pages: int, *, most: int) -> bool:
+        """Whether `spread` would find `pages` pages now."""
+        return sum(min(free, most) for free in self.available() if free > 0) >= pages
+
+    def spread(self, request_id: int, pages: int, *, most: int) -> Sequence[PagePlace]:
+        """Takes `pages` pages at once, each where most room is, at most `most` on one coordinate; ValueError where
+        there are not so many.
+        """
+        if not self.can_spread(pages, most=most):
+            raise ValueError(f"cannot spread {pages} pages, {most} a coordinate: {self.available()} are available")
+        self._promised[request_id] = [0] * len(self._allocators)
+        table = self._tables[request_id] = []
+        counts, free = [0] * len(self._allocators), self.available()
+        for _ in range(pages):
+            # The emptiest of this sequence first: then its context is read evenly, and stays within `most`.
+            open_to = [index for index, room in enumerate(free) if room > 0 and counts[index] < most]
+            index = min(open_to, key=lambda index: (counts[index] - free[index], index))
+            counts[index] += 1
+            free[index] -= 1
+            table.append(PagePlace(coordinate=index, page=self._allocators[index].take(request_id)))
+        return table
+
     def settle(self, request_id: int) -> None:
         """The request will begin no further page: what was promised and not taken returns."""
         left = self._promised.pop(request_id, [0] * len(self._allocators))

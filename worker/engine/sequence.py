@@ -35,6 +35,7 @@ class Sequence:
     num_planned_draws: int = 0
     num_drawn: int = 0
     in_flight: int = 0
+    last_turn: int = 0
     pending_writes: int = 0
     handed_off_bytes: int = 0
     handoff_seconds: float = 0.0

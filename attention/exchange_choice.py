@@ -1,0 +1,90 @@
+"""Which exchange a chunk takes: a pure function of its sizes and of the link, as every cp rank must choose alike.
+
+After "Context Parallelism for Scalable Million-Token Inference" (arXiv 2411.01783), section 3.5: KV is passed where
+much of it is new, or where the pass hides behind attention; queries are passed where few tokens meet a long cache.
+With T new and P cached tokens, H query and Hkv KV heads of size D, e bytes an element, a rank sends
+
+    KV       (cp - 1) / cp * 2 (T + P) Hkv D e          gathered at once, or in a ring behind the attention
+    queries  (cp - 1) / cp * T H (2 D e + 4)            there and, with a log-sum-exp of 4 bytes, back
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from attention.exchange_chunk import ExchangeChunk
+
+
+class Strategy(Enum):
+    """How queries and remote KV meet."""
+
+    GATHER = "gather"
+    RING = "ring"
+    PASS_Q = "pass_q"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkSpeed:
+    """What one rank computes (operations/s) and sends (bytes/s), and what one more message costs (s)."""
+
+    flops: float
+    bytes_per_s: float
+    latency_s: float
+
+
+#: Rough figures by kind of device: only their ratios choose. One core over gloo; one accelerator over NVLink.
+LINKS = {
+    "cpu": LinkSpeed(flops=6e10, bytes_per_s=1.5e9, latency_s=5e-4),
+    "cuda": LinkSpeed(flops=4e14, bytes_per_s=2e11, latency_s=2e-5),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExchangePolicy:
+    """`forced` is what the configuration asks for, None for auto. Heads are those of one rank.
+
+    `max_tokens` bounds what an exchange holds besides the pages: tokens whose KV is gathered, or in a ring under way.
+    """
+
+    page_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    element_bytes: int
+    link: LinkSpeed
+    max_tokens: int
+    forced: Strategy | None = None
+
+    def choose(self, chunks: Sequence[ExchangeChunk], *, cp: int) -> list[Strategy]:
+        """The strategy of each chunk. Gathers share one workspace: one that it has no room for goes in a ring."""
+        room, chosen = self.max_tokens, []
+        for chunk in chunks:
+            strategy = self.forced or self.cheapest(
+                new_tokens=chunk.new_tokens, cached_tokens=chunk.cached_tokens, cp=cp
+            )
+            if strategy is Strategy.GATHER:
+                if chunk.end > room:
+                    strategy = Strategy.RING
+                else:
+                    room -= chunk.end
+            chosen.append(strategy)
+        return chosen
+
+    def cheapest(self, *, new_tokens: int, cached_tokens: int, cp: int) -> Strategy:
+        """The strategy whose exchange adds the least time to the attention of one chunk."""
+        costs = self.costs(new_tokens=new_tokens, cached_tokens=cached_tokens, cp=cp)
+        return min(Strategy, key=lambda strategy: costs[strategy])
+
+    def costs(self, *, new_tokens: int, cached_tokens: int, cp: int) -> dict[Strategy, float]:
+        """Seconds a layer that each strategy adds to the attention itself."""
+        link, size = self.link, self.head_dim
+        share = (cp - 1) / cp
+        kv_bytes = share * 2 * (new_tokens + cached_tokens) * self.num_kv_heads * size * self.element_bytes
+        query_bytes = share * new_tokens * self.num_heads * (2 * size * self.element_bytes + 4)
+        attention_s = 4 * new_tokens * (cached_tokens + new_tokens / 2) * self.num_heads * size / cp / link.flops
+        kv_s = kv_bytes / link.bytes_per_s
+        return {
+            Strategy.GATHER: kv_s + link.latency_s,
+            Strategy.RING: max(kv_s - share * attention_s, 0.0) + 2 * (cp - 1) * link.latency_s,
+            Strategy.PASS_Q: query_bytes / link.bytes_per_s + 2 * link.latency_s,
+        }

@@ -1,0 +1,132 @@
+"""The two ends of a stage: where its rows come from, and what becomes of them.
+
+```
+first stage   token ids ── embedding ──> layers ── send ──> next stage
+last stage    previous stage ── receive ──> layers ── output, draw ──> tokens
+```
+A replica of one stage has the first's beginning and the last's end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from parallel.communicator import Channel
+from parallel.groups import RankGroups
+from worker.blocks.vocabulary import Embedding, Output
+from worker.sampler import Draw, draw_tokens
+from worker.slot_tokens import SlotTokens
+from worker.step_rows import PlacedChunk, StepRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What this rank drew: the chunk, the logits [V] and the token of each draw."""
+
+    items: Sequence[PlacedChunk]
+    logits_SV: torch.Tensor
+    tokens_S: torch.Tensor
+
+
+class StageInput(Protocol):
+    """Gives a stage's layers their rows."""
+
+    def __call__(self, rows: StepRows) -> torch.Tensor:
+        """This rank's rows [L, H]."""
+        ...
+
+
+class StageOutput(Protocol):
+    """Takes the rows from a stage's layers."""
+
+    def __call__(self, rows: StepRows, x_LH: torch.Tensor) -> Drawn:
+        """What was drawn from them, nothing where another stage follows."""
+        ...
+
+
+class EmbeddingInput:
+    """The first stage's."""
+
+    def __init__(self, embedding: Embedding, *, slot_tokens: SlotTokens, is_last: bool, device: torch.device) -> None:
+        self._embedding = embedding
+        self._slot_tokens = slot_tokens
+        self._is_last = is_last
+        self._device = device
+
+    def __call__(self, rows: StepRows) -> torch.Tensor:
+        """Collective over tp."""
+        ids = torch.from_numpy(rows.token_ids).to(self._device, non_blocking=True)
+        if len(rows.slot_rows):
+            tokens = self._slot_tokens.take(rows.slots.tolist())
+            ids[torch.from_numpy(rows.slot_rows).to(self._device)] = tokens
+        if not self._is_last:
+            self._slot_tokens.expect(rows)
+        return self._embedding(ids, local_rows=rows.local_rows)
+
+
+class PipelineInput:
+    """A later stage's: the rows of the rank at the same place of the stage before."""
+
+    def __init__(self, *, groups: RankGroups, hidden_size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._pp = groups["pp"]
+        self._hidden_size = hidden_size
+        self._dtype = dtype
+        self._device = device
+
+    def __call__(self, rows: StepRows) -> torch.Tensor:
+        """Waits for the stage before."""
+        x = torch.empty((rows.local_rows, self._hidden_size), dtype=self._dtype, device=self._device)
+        return self._pp.receive(x, source=self._pp.index - 1, channel=Channel.HIDDEN)
+
+
+class PipelineOutput:
+    """An earlier stage's: to the rank at the same place of the next stage, without waiting for it."""
+
+    def __init__(self, *, groups: RankGroups) -> None:
+        self._pp = groups["pp"]
+
+    def __call__(self, rows: StepRows, x_LH: torch.Tensor) -> Drawn:
+        """See StageOutput."""
+        self._pp.send(x_LH, to=self._pp.index + 1, channel=Channel.HIDDEN)
+        nothing = torch.empty(0, dtype=torch.int64, device=x_LH.device)
+        return Drawn(items=(), logits_SV=x_LH.new_empty((0, 0)), tokens_S=nothing)
+
+
+class DrawOutput:
+    """The last stage's: logits of the rows that end a chunk, and their tokens, each on the row's own rank."""
+
+    def __init__(self, output: Output, *, slot_tokens: SlotTokens, groups: RankGroups) -> None:
+        self._output = output
+        self._slot_tokens = slot_tokens
+        self._tp = groups["attn_tp"]
+
+    def __call__(self, rows: StepRows, x_LH: torch.Tensor) -> Drawn:
+        """Collective over the dp coordinate's ranks."""
+        items, local = self._own_draws(rows)
+        logits_SV = x_LH.new_empty((0, 0), dtype=torch.float32)
+        tokens_S = torch.empty(0, dtype=torch.int64, device=x_LH.device)
+        if rows.draws:
+            index = torch.tensor(local, dtype=torch.int64, device=x_LH.device)
+            logits_SV = self._output(x_LH[index], padded_draws=self._most_draws(rows))
+        if items:
+            draws = [Draw(sampling=item.sequence.sampling, position=item.end) for item in items]
+            tokens_S = draw_tokens(logits_SV, draws)
+        for row, item in enumerate(items):
+            if item.chunk.HasField("forced_id"):
+                tokens_S[row] = item.chunk.forced_id
+        self._slot_tokens.share(rows, [item.sequence.slot for item in items], tokens_S)
+        return Drawn(items=items, logits_SV=logits_SV, tokens_S=tokens_S)
+
+    def _own_draws(self, rows: StepRows) -> tuple[list[PlacedChunk], list[int]]:
+        """The chunks whose last row is on this rank, and that row's place in x."""
+        first = self._tp.index * rows.local_rows
+        own = [(row - first, item) for row, item in rows.draws if 0 <= row - first < rows.local_rows]
+        return [item for _, item in own], [row for row, _ in own]
+
+    def _most_draws(self, rows: StepRows) -> int:
+        counts = [0] * self._tp.size
+        for row, _ in rows.draws:
+            counts[row // rows.local_rows] += 1
+        return max(counts)
