@@ -27,6 +27,13 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": None,
     "initializer_range": 0.25,
 }
+_SWEEP_SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.2,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +75,36 @@ def tiny_mixtral(folder: Path) -> Oracle:
     torch.manual_seed(2)
     sizes = {**_SIZES, "initializer_range": 0.12}
     config = MixtralConfig(**sizes, intermediate_size=40, num_local_experts=8, num_experts_per_tok=2)
-    model = MixtralForCausalLM(config)
-    skew = torch.linspace(0.5, 3.0, 8).unsqueeze(1)
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.mlp.gate.weight.mul_(skew * 2)
-    return _save(model, folder)
+    return _save(_skewed(MixtralForCausalLM(config)), folder)
+
+
+def sweep_llama(folder: Path, *, num_layers: int) -> Oracle:
+    """A Llama whose heads, width and vocabulary take many splits, some of them with padding."""
+    torch.manual_seed(3)
+    sizes = {**_SIZES, **_SWEEP_SIZES, "num_hidden_layers": num_layers}
+    return _save(LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=44, tie_word_embeddings=False)), folder)
+
+
+def sweep_mixtral(folder: Path, *, num_layers: int) -> Oracle:
+    """A Mixtral with 3 of 24 experts and skewed gates, its sizes as those of `sweep_llama`."""
+    torch.manual_seed(4)
+    sizes = {**_SIZES, **_SWEEP_SIZES, "num_hidden_layers": num_layers}
+    config = MixtralConfig(**sizes, intermediate_size=20, num_local_experts=24, num_experts_per_tok=3)
+    return _save(_skewed(MixtralForCausalLM(config)), folder)
 
 
 def from_folder(folder: Path, model_class: Any) -> Oracle:
     """A checkpoint that is there already."""
     return Oracle(folder, model_class.from_pretrained(folder, dtype=torch.float32).eval())
+
+
+def _skewed(model: Any) -> Any:
+    """The model with gates that send most rows to a few experts."""
+    with torch.no_grad():
+        for layer in model.model.layers:
+            weight = layer.mlp.gate.weight
+            weight.mul_(torch.linspace(1.0, 6.0, weight.shape[0]).unsqueeze(1))
+    return model
 
 
 def _save(model: Any, folder: Path) -> Oracle:

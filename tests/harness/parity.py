@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from router.generation import Generation
+from router.generation import Generation, GenerationRequest
 from tests.harness.checkpoints import Oracle
 from tests.harness.running_router import RunningRouter, greedy
 
@@ -15,12 +15,21 @@ _LEAST_COMPARED = 0.8
 
 def assert_logits_agree(router: RunningRouter, oracle: Oracle, prompts: Sequence[tuple[int, ...]], *, n: int) -> None:
     """Along the oracle's own tokens, the logits of every position agree to the tolerance."""
-    answers = [oracle.answer(prompt, n) for prompt in prompts]
-    requests = [
-        greedy(prompt, max_new_tokens=n, forced_ids=answer.token_ids, logits=True)
-        for prompt, answer in zip(prompts, answers, strict=True)
+    assert_probes_agree(router.generate_all(probes(oracle, prompts, n=n)), oracle, n=n)
+
+
+def probes(oracle: Oracle, prompts: Sequence[tuple[int, ...]], *, n: int) -> list[GenerationRequest]:
+    """For each prompt a request that is forced along the oracle's own tokens and returns its logits."""
+    return [
+        greedy(prompt, max_new_tokens=n, forced_ids=oracle.answer(prompt, n).token_ids, logits=True)
+        for prompt in prompts
     ]
-    for generation, answer in zip(router.generate_all(requests), answers, strict=True):
+
+
+def assert_probes_agree(generations: Sequence[Generation], oracle: Oracle, *, n: int) -> None:
+    """Every logit that the forced `generations` returned is the oracle's to the tolerance."""
+    for generation in generations:
+        answer = oracle.answer(generation.request.prompt_ids, n)
         assert tuple(generation.token_ids) == answer.token_ids
         got = np.stack([np.frombuffer(values, dtype=np.float32) for values in generation.logits])
         error = np.abs(got - answer.logits).max(axis=1) / np.abs(answer.logits).max(axis=1)

@@ -1,0 +1,160 @@
+"""Which layouts the sweep runs: every exact factorisation there is, and a spread of pairs of them.
+
+A pair is written as one line, by which a failure is run again:
+
+    mixtral prefill=pp2.cp2.moe_dp2 decode=dp2.cp2.ep4 exchange=ring pages=8.16
+    llama unified=cp2.tp2 exchange=auto pages=8.8
+
+Sizes that are 1 are left out.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from parallel.mesh import divisors
+from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
+
+MAX_WORLD = 8
+EXCHANGES = ("auto", "gather", "ring", "pass_q")
+PAGE_SIZES = (8, 4, 16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """What runs: one shape where it is unified, two where KV is handed off. `pages` are the page sizes of both sides."""
+
+    family: str
+    prefill: ReplicaShape
+    decode: ReplicaShape | None
+    exchange: str = "auto"
+    pages: tuple[int, int] = (8, 8)
+
+    def __str__(self) -> str:
+        prefill = shape_text(self.prefill)
+        pools = f"unified={prefill}" if self.decode is None else f"prefill={prefill} decode={shape_text(self.decode)}"
+        return f"{self.family} {pools} exchange={self.exchange} pages={self.pages[0]}.{self.pages[1]}"
+
+    @property
+    def shapes(self) -> tuple[ReplicaShape, ...]:
+        """The shapes of its pools."""
+        return (self.prefill,) if self.decode is None else (self.prefill, self.decode)
+
+
+def parse_pair(text: str) -> Pair:
+    """The inverse of `str`; ValueError or KeyError where the line is none."""
+    family, *rest = text.split()
+    values = dict(item.split("=") for item in rest)
+    dense = family in DENSE
+    first, second = (int(size) for size in values.get("pages", "8.8").split("."))
+    decode = parse_shape(values["decode"], dense=dense) if "decode" in values else None
+    return Pair(
+        family=family,
+        prefill=parse_shape(values.get("unified") or values["prefill"], dense=dense),
+        decode=decode,
+        exchange=values.get("exchange", "auto"),
+        pages=(first, second),
+    )
+
+
+#: Families without experts.
+DENSE = frozenset({"llama"})
+
+
+def shape_text(shape: ReplicaShape) -> str:
+    """`pp2.cp2.moe_dp2`: the sizes above 1, `1` where there is none."""
+    sizes = {"pp": shape.pp}
+    for mesh in (shape.attention, shape.experts):
+        if mesh is not None:
+            sizes |= {field.name: getattr(mesh, field.name) for field in fields(mesh)}
+    return ".".join(f"{name}{size}" for name, size in sizes.items() if size > 1) or "1"
+
+
+def parse_shape(text: str, *, dense: bool) -> ReplicaShape:
+    """The inverse of `shape_text`; where no size of the expert mesh is named, ep is the stage."""
+    sizes: dict[str, int] = {}
+    for part in text.split("."):
+        name = part.rstrip("0123456789")
+        if name:
+            sizes[name] = int(part[len(name) :])
+    attention = AttentionSizes(**{name: sizes.pop(name) for name in ("dp", "cp", "tp") if name in sizes})
+    pp = sizes.pop("pp", 1)
+    if not sizes and not dense:
+        sizes = {"ep": attention.dp * attention.cp * attention.tp}
+    return ReplicaShape(pp=pp, attention=attention, experts=None if dense else ExpertSizes(**sizes))
+
+
+def shapes(*, world: int, dense: bool) -> Iterator[ReplicaShape]:
+    """Every exact factorisation of `world` ranks that the tiny models take."""
+    for pp in divisors(world):
+        width = world // pp
+        for dp in divisors(width):
+            for cp in divisors(width // dp):
+                attention = AttentionSizes(dp=dp, cp=cp, tp=width // dp // cp)
+                if attention.tp not in LEGAL_TP:
+                    continue
+                if dense:
+                    yield ReplicaShape(pp=pp, attention=attention, experts=None)
+                    continue
+                for moe_dp in divisors(width):
+                    for ep in divisors(width // moe_dp):
+                        if NUM_EXPERTS % ep == 0:
+                            experts = ExpertSizes(moe_dp=moe_dp, ep=ep, moe_tp=width // moe_dp // ep)
+                            yield ReplicaShape(pp=pp, attention=attention, experts=experts)
+
+
+#: Of the tiny models: 8 query and 2 KV heads; 24 experts, so that every ep up to 8 but 5 and 7 divides them.
+LEGAL_TP = frozenset({1, 2, 4, 8})
+NUM_EXPERTS = 24
+
+#: Layouts that went wrong somewhere once, or that other engines refuse: they run first.
+CORNERS = (
+    "mixtral prefill=pp2.cp2.moe_dp2 decode=dp2.cp2.ep4",
+    "llama unified=1",
+    "mixtral unified=1",
+    "llama prefill=cp8 decode=tp8 exchange=ring pages=8.4",
+    "llama prefill=tp8 decode=cp8 exchange=gather pages=4.16",
+    "mixtral prefill=pp8 decode=pp8",
+    "llama prefill=pp8 decode=1 pages=16.4",
+    "mixtral prefill=dp8.ep8 decode=dp8.moe_tp8",
+    "mixtral prefill=cp8.moe_dp8 decode=cp8.ep8 exchange=pass_q",
+    "mixtral prefill=cp3 decode=dp3.moe_tp3",
+    "llama prefill=cp5 decode=cp7 exchange=ring",
+    "mixtral prefill=dp2.cp2.tp2.moe_dp2.ep2.moe_tp2 decode=pp2.dp2.tp2.moe_dp2.moe_tp2",
+    "mixtral unified=pp2.cp2.tp2.moe_tp4",
+    "llama unified=pp2.dp2.cp2 exchange=ring",
+    "mixtral unified=cp4.moe_dp2.ep2 exchange=pass_q",
+    "llama unified=tp8",
+    "mixtral prefill=cp4.tp2.ep8 decode=tp4.dp2.moe_dp2.ep4 pages=8.16",
+)
+
+
+def spread(families: tuple[str, ...], *, count: int, seed: int = 1) -> list[Pair]:
+    """`count` pairs: the corners first, then a draw that gives every set of split axes the same chance."""
+    pairs = [pair for pair in map(parse_pair, CORNERS) if pair.family in families][:count]
+    source = random.Random(seed)
+    by_axes = {dense: _by_axes(dense=dense) for dense in (True, False)}
+    while len(pairs) < count:
+        family = families[len(pairs) % len(families)]
+        choices = by_axes[family in DENSE]
+        prefill, decode = (source.choice(choices[source.choice(list(choices))]) for _ in range(2))
+        pair = Pair(
+            family=family,
+            prefill=prefill,
+            decode=decode if source.random() < 0.75 else None,
+            exchange=source.choice(EXCHANGES),
+            pages=(source.choice(PAGE_SIZES), source.choice(PAGE_SIZES)),
+        )
+        if pair not in pairs:
+            pairs.append(pair)
+    return pairs
+
+
+def _by_axes(*, dense: bool) -> dict[str, list[ReplicaShape]]:
+    """All shapes by the set of axes that they split."""
+    found: dict[str, list[ReplicaShape]] = {}
+    for world in range(1, MAX_WORLD + 1):
+        for shape in shapes(world=world, dense=dense):
+            axes = "".join(letter for letter in shape_text(shape) if not letter.isdigit())
+            found.setdefault(axes, []).append(shape)
+    return found

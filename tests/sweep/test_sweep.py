@@ -1,0 +1,42 @@
+"""A spread of layouts over every axis, in living processes: 60 in each test run, 600 in the full one."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.sweep.pairs import Pair, parse_pair, spread
+from tests.sweep.runs import Sweep, running_sweep
+
+FAMILIES = ("llama", "mixtral")
+FAST, FULL = 60, 600
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
+    with running_sweep(tmp_path_factory.mktemp("sweep")) as running:
+        yield running
+
+
+def run(sweep: Sweep, pair: Pair) -> None:
+    try:
+        sweep.run(pair)
+    except AssertionError as error:
+        pytest.fail(f"{error}\nagain: python -m tests.sweep '{pair}'")
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("pair", spread(FAMILIES, count=FAST), ids=str)
+def test_a_layout_gives_the_tokens_of_transformers(sweep: Sweep, pair: Pair) -> None:
+    run(sweep, pair)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("pair", spread(FAMILIES, count=FULL)[FAST:], ids=str)
+def test_many_more_layouts_give_the_tokens_of_transformers(sweep: Sweep, pair: Pair) -> None:
+    run(sweep, pair)
+
+
+def test_a_pair_is_read_back_from_its_line() -> None:
+    for pair in spread(FAMILIES, count=FULL):
+        assert parse_pair(str(pair)) == pair
