@@ -10,7 +10,7 @@ Linear = Callable[[torch.Tensor], torch.Tensor]
 
 
 class TorchExperts:
-    """Feed-forward experts first .. first + len(gate_up) - 1 of a layer: down(silu(gate) * up), weighted and summed.
+    """The experts in slots first .. first + len(gate_up) - 1 of a layer: down(silu(gate) * up), weighted and summed.
 
     Synchronises: it reads the number of rows of each expert on the host.
     """
@@ -20,10 +20,10 @@ class TorchExperts:
         self._gate_up = gate_up
         self._down = down
 
-    def run(self, x_NH: torch.Tensor, ids_NK: torch.Tensor, weights_NK: torch.Tensor) -> torch.Tensor:
-        """The weighted sum [N, H] over this rank's experts only; zeros for a row that chose none of them."""
+    def run(self, x_NH: torch.Tensor, slots_NK: torch.Tensor, weights_NK: torch.Tensor) -> torch.Tensor:
+        """The weighted sum [N, H] over this rank's experts only; zeros for a row that chose none of their slots."""
         out_NH = torch.zeros_like(x_NH)
-        local = (ids_NK - self._first).flatten()
+        local = (slots_NK - self._first).flatten()
         order = torch.argsort(local, stable=True)
         num_local = len(self._gate_up)
         counts = torch.bincount(local.clamp(-1, num_local) + 1, minlength=num_local + 2).tolist()
@@ -32,7 +32,7 @@ class TorchExperts:
             chosen = order[start : start + count]
             start += count
             if count:
-                rows = chosen // ids_NK.shape[1]
+                rows = chosen // slots_NK.shape[1]
                 gate, up = self._gate_up[index](x_NH[rows]).chunk(2, dim=-1)
                 y = self._down[index](F.silu(gate) * up)
                 out_NH.index_add_(0, rows, y * weights_NK.flatten()[chosen].unsqueeze(1).to(y.dtype))

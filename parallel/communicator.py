@@ -6,7 +6,7 @@ are named alike in torch 2.11 and 2.13, which torch.distributed's own functions 
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from functools import partial
 from typing import Any, Protocol
@@ -49,6 +49,10 @@ class Communicator(Protocol):
 
     def all_to_all(self, x: torch.Tensor) -> torch.Tensor:
         """Collective: x [size, ...], x[i] for rank i; returns [size, ...], entry i from rank i."""
+        ...
+
+    def all_to_all_uneven(self, x: torch.Tensor, *, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
+        """Collective: the rows of x [N, ...] part by part, sent[i] of them to rank i; received[i] come from rank i."""
         ...
 
     def send(self, x: torch.Tensor, *, to: int, channel: Channel) -> None:
@@ -106,6 +110,11 @@ class LocalCommunicator:
         """x."""
         return x
 
+    def all_to_all_uneven(self, x: torch.Tensor, *, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
+        """x."""
+        del sent, received
+        return x
+
     def send(self, x: torch.Tensor, *, to: int, channel: Channel) -> None:
         """Nobody to send to."""
         raise AssertionError(f"a group of one rank has no rank {to}")
@@ -156,6 +165,13 @@ class GlooCommunicator:
             with self._clock:
                 _run(self._group.alltoall_base, received, x.contiguous(), [], [])
         return received
+
+    def all_to_all_uneven(self, x: torch.Tensor, *, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
+        """Collective: see Communicator."""
+        out = x.new_empty((sum(received), *x.shape[1:]))
+        with self._clock:
+            _run(self._group.alltoall_base, out, x.contiguous(), list(received), list(sent))
+        return out
 
     def send(self, x: torch.Tensor, *, to: int, channel: Channel) -> None:
         """See Communicator."""
@@ -227,6 +243,12 @@ class NcclCommunicator:
         received = x.new_empty(x.shape)
         _run(self._group().alltoall_base, received, x.contiguous(), [], [])
         return received
+
+    def all_to_all_uneven(self, x: torch.Tensor, *, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
+        """Collective: see Communicator."""
+        out = x.new_empty((sum(received), *x.shape[1:]))
+        _run(self._group().alltoall_base, out, x.contiguous(), list(received), list(sent))
+        return out
 
     def send(self, x: torch.Tensor, *, to: int, channel: Channel) -> None:
         """See Communicator: ordered on the group's own stream, which keeps x until it has left."""

@@ -9,7 +9,8 @@ class EngineSettings:
 
     dtype is one of float32, bfloat16, float16 (already resolved from `auto`). step_timeout_s bounds one step of a
     replica and each of its collectives. `exchange` (auto, gather, ring, pass_q) is how queries meet the KV of other cp
-    coordinates; `exchange_tokens` bounds the tokens of KV that it holds on a rank besides the pages.
+    coordinates; `exchange_tokens` bounds the tokens of KV that it holds on a rank besides the pages. `dispatch`
+    (auto, gather, all_to_all) is how rows get to their experts.
     """
 
     dtype: str = "float32"
@@ -21,6 +22,7 @@ class EngineSettings:
     attention_kernel: str = "auto"
     exchange: str = "auto"
     exchange_tokens: int = 32768
+    dispatch: str = "auto"
 
     @property
     def num_pages(self) -> int:

@@ -28,11 +28,12 @@ class AttentionSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSizes:
-    """Sizes of the expert mesh's axes."""
+    """Sizes of the expert mesh's axes. `placement` is the expert of each slot; empty for the experts in order."""
 
     moe_dp: int = 1
     ep: int = 1
     moe_tp: int = 1
+    placement: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
+from parallel.expert_table import ExpertTable, expert_table
 from parallel.mesh import divisors
 from parallel.models.description import ModelDescription, Part, Split, TensorSpec
 from parallel.partition import balanced_bounds
-from parallel.shape import RankCoordinates, ReplicaShape
+from parallel.shape import ExpertSizes, RankCoordinates, ReplicaShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,20 +75,10 @@ def stage_layers(description: ModelDescription, *, pp: int, pp_rank: int) -> ran
     return range(bounds[pp_rank], bounds[pp_rank + 1])
 
 
-def expert_owner(description: ModelDescription, *, ep: int, expert: int) -> int:
-    """The moe_ep coordinate that holds `expert`: contiguous, equal shares."""
+def experts_of(description: ModelDescription, sizes: ExpertSizes) -> ExpertTable:
+    """Which experts each ep coordinate holds; ValueError where the placement or ep does not fit the model."""
     assert description.experts is not None
-    return expert // (description.experts.num_experts // ep)
-
-
-def check_experts(description: ModelDescription, *, ep: int) -> None:
-    """ValueError with the legal sizes where ep does not divide the experts."""
-    assert description.experts is not None
-    num_experts = description.experts.num_experts
-    if num_experts % ep:
-        raise ValueError(
-            f"ep {ep} does not divide {num_experts} experts: ep may be {', '.join(map(str, divisors(num_experts)))}"
-        )
+    return expert_table(num_experts=description.experts.num_experts, ep=sizes.ep, placement=sizes.placement)
 
 
 def rank_slices(
@@ -95,8 +86,12 @@ def rank_slices(
 ) -> Iterator[TensorSlice]:
     """Every tensor slice that the rank at `coordinates` holds; no tensor of an expert that it does not own."""
     layers = stage_layers(description, pp=shape.pp, pp_rank=coordinates.pp_rank)
+    held: frozenset[int] = frozenset()
+    if shape.experts is not None and coordinates.moe_ep_rank is not None:
+        held = frozenset(experts_of(description, shape.experts).held_by(coordinates.moe_ep_rank))
     for spec in description.tensors:
-        if _on_stage(spec, description, shape=shape, coordinates=coordinates, layers=layers):
+        is_held = spec.expert is None or spec.expert in held
+        if is_held and _on_stage(spec, description, shape=shape, coordinates=coordinates, layers=layers):
             intervals = [Interval(start=0, end=size, padded=size) for size in spec.shape]
             for dim, split in spec.splits:
                 intervals[dim] = _split_interval(
@@ -137,12 +132,7 @@ def _on_stage(
     if spec.part is Part.OUTPUT:
         return last
     assert spec.layer is not None
-    if spec.layer not in layers:
-        return False
-    if spec.expert is None:
-        return True
-    assert shape.experts is not None
-    return expert_owner(description, ep=shape.experts.ep, expert=spec.expert) == coordinates.moe_ep_rank
+    return spec.layer in layers
 
 
 def _split_interval(

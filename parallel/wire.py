@@ -15,7 +15,11 @@ def sizes_to_wire(shape: ReplicaShape) -> control_pb2.Sizes:
     attention, experts = shape.attention, shape.experts
     sizes = control_pb2.Sizes(pp=shape.pp, dp=attention.dp, cp=attention.cp, tp=attention.tp)
     if experts is not None:
-        sizes.experts.CopyFrom(control_pb2.ExpertSizes(moe_dp=experts.moe_dp, ep=experts.ep, moe_tp=experts.moe_tp))
+        sizes.experts.CopyFrom(
+            control_pb2.ExpertSizes(
+                moe_dp=experts.moe_dp, ep=experts.ep, moe_tp=experts.moe_tp, placement=experts.placement
+            )
+        )
     return sizes
 
 
@@ -23,7 +27,8 @@ def shape_from_wire(sizes: control_pb2.Sizes) -> ReplicaShape:
     """A replica's shape; ValueError where the two meshes do not factor the same stage."""
     experts = None
     if sizes.HasField("experts"):
-        experts = ExpertSizes(moe_dp=sizes.experts.moe_dp, ep=sizes.experts.ep, moe_tp=sizes.experts.moe_tp)
+        given = sizes.experts
+        experts = ExpertSizes(moe_dp=given.moe_dp, ep=given.ep, moe_tp=given.moe_tp, placement=tuple(given.placement))
     attention = AttentionSizes(dp=sizes.dp, cp=sizes.cp, tp=sizes.tp)
     return ReplicaShape(pp=sizes.pp, attention=attention, experts=experts)
 
@@ -40,6 +45,7 @@ def settings_to_wire(settings: EngineSettings) -> control_pb2.Engine:
         attention_kernel=settings.attention_kernel,
         exchange=settings.exchange,
         exchange_tokens=settings.exchange_tokens,
+        dispatch=settings.dispatch,
     )
 
 
@@ -55,6 +61,7 @@ def settings_from_wire(engine: control_pb2.Engine) -> EngineSettings:
         attention_kernel=engine.attention_kernel,
         exchange=engine.exchange,
         exchange_tokens=engine.exchange_tokens,
+        dispatch=engine.dispatch,
     )
 
 

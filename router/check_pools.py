@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from parallel.models.description import ModelDescription
-from parallel.sharding import check_experts, check_heads
+from parallel.sharding import check_heads, experts_of
 from router.config import Config, PoolConfig
 from router.config_loading import did_you_mean
 from router.config_source import ConfigSource
 from router.problem import KeyPath, Problem
-from router.resolve import engine_settings, pool_engine, pool_hosts, replica_shape
+from router.resolve import engine_settings, expert_sizes, pool_engine, pool_hosts, replica_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +82,13 @@ class PoolCheck:
 
     def _experts_divide(self, description: ModelDescription) -> Iterator[Problem]:
         try:
-            sizes = self.pool.experts or replica_shape(self.pool, has_experts=True).experts
-            assert sizes is not None
-            check_experts(description, ep=sizes.ep)
+            experts_of(description, expert_sizes(self.pool))
         except ValueError as error:
             parts = _parts(error)
             if self.pool.experts is None:
                 parts["remedy"] += " (experts is left out, so ep = dp x cp x tp): change attention, or write experts"
-            yield self._problem("experts", "ep", **parts)
+            key = "placement" if str(error).startswith("placement") else "ep"
+            yield self._problem("experts", key, **parts)
 
     def _engine(self) -> Iterator[Problem]:
         """Numbers of the engine that exclude each other, as they are after the pool's own keys."""

@@ -53,6 +53,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
 DeviceIndex = Annotated[int, Field(ge=0, le=_LARGEST_SIZE)]
 # Strictness is for what an operator writes ("4", true); that YAML gives lists where frozen data wants tuples is ours.
+ExpertIndex = Annotated[int, Field(ge=0, le=_LARGEST_SIZE)]
 DeviceList = Annotated[tuple[DeviceIndex, ...], Field(strict=False, min_length=1), AfterValidator(_distinct)]
 Devices = Annotated[
     Annotated[AxisSize, Tag("count")] | Annotated[DeviceList, Tag("list")],
@@ -101,6 +102,9 @@ class ExpertsConfig(_Strict):
     moe_dp: AxisSize = Field(default=1, description="blocks that each hold every expert")
     ep: AxisSize = Field(default=1, description="shares that a block's experts are dealt into")
     moe_tp: AxisSize = Field(default=1, description="ranks that share each expert's width")
+    placement: Annotated[tuple[ExpertIndex, ...], Field(strict=False, min_length=1)] | SkipJsonSchema[None] = Field(
+        default=None, description="the expert of each slot, ep slots a share; an expert may have several"
+    )
 
 
 class EngineConfig(_Strict):
@@ -130,6 +134,10 @@ class EngineConfig(_Strict):
     exchange_tokens: Count = Field(
         default=_ENGINE.exchange_tokens,
         description="tokens of KV that an exchange may hold besides a rank's pages",
+    )
+
+    dispatch: Literal["auto", "gather", "all_to_all"] = Field(
+        default="auto", description="how rows get to their experts; auto chooses for each step"
     )
 
     def overridden_by(self, pool: "EngineConfig | None") -> "EngineConfig":

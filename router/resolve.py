@@ -48,9 +48,15 @@ def replica_shape(pool: PoolConfig, *, has_experts: bool) -> ReplicaShape:
     attention = AttentionSizes(**pool.attention.model_dump())
     if not has_experts:
         return ReplicaShape(pp=pool.pp, attention=attention, experts=None)
-    width = attention.dp * attention.cp * attention.tp
-    experts = ExpertSizes(ep=width) if pool.experts is None else ExpertSizes(**pool.experts.model_dump())
-    return ReplicaShape(pp=pool.pp, attention=attention, experts=experts)
+    return ReplicaShape(pp=pool.pp, attention=attention, experts=expert_sizes(pool))
+
+
+def expert_sizes(pool: PoolConfig) -> ExpertSizes:
+    """The expert mesh that the pool writes, or ep = W."""
+    if pool.experts is None:
+        sizes = pool.attention
+        return ExpertSizes(ep=sizes.dp * sizes.cp * sizes.tp)
+    return ExpertSizes(**pool.experts.model_dump(exclude_none=True))
 
 
 def pool_specs(config: Config, *, description: ModelDescription) -> Sequence[PoolSpec]:

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import torch
 
-from attention.exchange_choice import LINKS, ExchangePolicy, Strategy
+from attention.exchange_choice import ExchangePolicy, Strategy
 from attention.interface import AttentionBackend, AttentionSpec
 from parallel.groups import RankGroups
+from parallel.link import LINKS
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings
 from parallel.shape import RankCoordinates, ReplicaShape
 from parallel.sharding import rank_slices, stage_layers
+from worker.blocks.expert_share import expert_share
 from worker.blocks.parts import Parts, attention_spec
 from worker.blocks.rope import inverse_frequencies
 from worker.kv_memory import KvMemory
@@ -44,7 +46,19 @@ def build_model(
     num_heads = description.num_heads // shape.attention.tp
     spec = attention_spec(description, memory=memory, num_heads=num_heads, page_size=settings.page_size)
     backend = make_backend(spec)
-    parts = Parts(description, weights=weights, groups=groups, memory=memory, spec=spec, backend=backend)
+    share = None
+    if shape.experts is not None and coordinates.moe_ep_rank is not None:
+        share = expert_share(
+            description,
+            shape.experts,
+            ep_rank=coordinates.moe_ep_rank,
+            block=groups["block"],
+            settings=settings,
+            device=device,
+        )
+    parts = Parts(
+        description, weights=weights, groups=groups, memory=memory, spec=spec, backend=backend, expert_share=share
+    )
     layers = stage_layers(description, pp=shape.pp, pp_rank=coordinates.pp_rank)
     num_slots = shape.attention.dp * settings.max_sequences
     slot_tokens = SlotTokens(num_slots=num_slots, groups=groups, device=device)

@@ -1,4 +1,4 @@
-"""One launcher whose rank processes live on while layouts come and go: each layout is a higher epoch of its replicas."""
+"""A launcher whose rank processes live on while layouts come and go: each is a higher epoch of its replicas."""
 
 import asyncio
 import threading

@@ -5,9 +5,10 @@ import contextlib
 import torch
 import torch.nn.functional as F
 
-from moe.dispatch import NO_EXPERT, GatherDispatcher
+from moe.dispatch import NO_SLOT
 from moe.experts import TorchExperts
 from moe.gate import choose_experts
+from moe.gather_dispatch import GatherDispatcher
 from parallel.communicator import LocalCommunicator
 from worker.linear import PlainLinear
 
@@ -79,7 +80,7 @@ def test_the_shares_of_all_ranks_add_up_and_padding_adds_nothing() -> None:
     x, ids, shares = rows(9)
     total = sum((run(first, 2, x, ids, shares) for first in (0, 2, 4)), torch.zeros_like(x))
     assert torch.allclose(total, reference(x, ids, shares), atol=1e-4)
-    padded = torch.full_like(ids, NO_EXPERT)
+    padded = torch.full_like(ids, NO_SLOT)
     for first in (0, 2, 4):
         assert run(first, 2, x, padded, shares).abs().max() == 0
 
@@ -99,6 +100,6 @@ def test_dispatch_brings_every_row_with_its_own_experts_and_weights() -> None:
         other.dispatch(y, other_ids, other_shares, padded_rows=5)
     got = GatherDispatcher(TwoRanks(0, other=messages[0])).dispatch(x, ids, shares, padded_rows=5)
     assert torch.equal(got.x[:3], x) and torch.equal(got.x[5:], y)
-    assert torch.equal(got.ids[:3], ids) and torch.equal(got.ids[5:], other_ids)
+    assert torch.equal(got.slots[:3], ids) and torch.equal(got.slots[5:], other_ids)
     assert torch.equal(got.weights[:3], shares) and torch.equal(got.weights[5:], other_shares)
-    assert (got.ids[3:5] == NO_EXPERT).all()
+    assert (got.slots[3:5] == NO_SLOT).all()

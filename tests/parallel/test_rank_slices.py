@@ -13,7 +13,7 @@ from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from parallel.sharding import (
     TensorSlice,
     even_interval,
-    expert_owner,
+    experts_of,
     kv_elements_per_token,
     kv_head_interval,
     rank_slices,
@@ -78,7 +78,8 @@ def test_an_expert_is_owned_once_in_each_moe_dp_block_and_read_by_no_other() -> 
             coordinates = shape.coordinates(rank)
             for part in rank_slices(MOE, shape=shape, coordinates=coordinates):
                 if part.spec.expert is not None:
-                    owner = expert_owner(MOE, ep=shape.experts.ep, expert=part.spec.expert)
+                    table = experts_of(MOE, shape.experts)
+                    owner = table.slots_of[part.spec.expert][0] // table.slots_per_rank
                     assert owner == coordinates.moe_ep_rank
         for name, slices in slices_by_tensor(MOE, shape).items():
             if slices[0].spec.expert is not None:
@@ -86,7 +87,7 @@ def test_an_expert_is_owned_once_in_each_moe_dp_block_and_read_by_no_other() -> 
 
 
 def test_experts_are_dealt_in_contiguous_equal_shares() -> None:
-    assert [expert_owner(MOE, ep=4, expert=expert) for expert in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [experts_of(MOE, ExpertSizes(ep=4)).held_by(rank) for rank in range(4)] == [(0, 1), (2, 3), (4, 5), (6, 7)]
 
 
 def test_a_layers_tensors_are_on_its_stage_alone() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from parallel.models.description import ModelDescription
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
-from parallel.sharding import check_experts, check_heads, kv_head_interval, rank_slices, stage_layers
+from parallel.sharding import check_heads, experts_of, kv_head_interval, rank_slices, stage_layers
 from tests import tiny_models
 
 LAYOUTS = [
@@ -72,4 +72,4 @@ def test_sizes_that_do_not_fit_name_the_legal_ones() -> None:
     with pytest.raises(ValueError, match="tp 3 does not fit 8 query heads and 4 KV heads: tp may be 1, 2, 4, 8"):
         check_heads(mixtral(), tp=3)
     with pytest.raises(ValueError, match="ep 3 does not divide 8 experts: ep may be 1, 2, 4, 8"):
-        check_experts(mixtral(), ep=3)
+        experts_of(mixtral(), ExpertSizes(ep=3))

@@ -1,4 +1,4 @@
-"""`python -m tests.sweep "mixtral prefill=cp2 decode=ep2.dp2"`: runs the pairs given, each a line as failures print it."""
+"""`python -m tests.sweep "mixtral prefill=cp2 decode=dp2"`: runs the pairs given, each a line as failures print it."""
 
 import sys
 import tempfile

@@ -2,7 +2,7 @@
 
 A pair is written as one line, by which a failure is run again:
 
-    mixtral prefill=pp2.cp2.moe_dp2 decode=dp2.cp2.ep4 exchange=ring pages=8.16
+    mixtral prefill=pp2.cp2.moe_dp2 decode=dp2.cp2.ep4 exchange=ring dispatch=gather pages=8.16
     llama unified=cp2.tp2 exchange=auto pages=8.8
 
 Sizes that are 1 are left out.
@@ -10,30 +10,33 @@ Sizes that are 1 are left out.
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from parallel.mesh import divisors
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 
 MAX_WORLD = 8
 EXCHANGES = ("auto", "gather", "ring", "pass_q")
+DISPATCHES = ("gather", "all_to_all")
 PAGE_SIZES = (8, 4, 16)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """What runs: one shape where it is unified, two where KV is handed off. `pages` are the page sizes of both sides."""
+    """What runs: one shape where it is unified, two where KV is handed off. `pages` are both sides' page sizes."""
 
     family: str
     prefill: ReplicaShape
     decode: ReplicaShape | None
     exchange: str = "auto"
+    dispatch: str = "auto"
     pages: tuple[int, int] = (8, 8)
 
     def __str__(self) -> str:
         prefill = shape_text(self.prefill)
         pools = f"unified={prefill}" if self.decode is None else f"prefill={prefill} decode={shape_text(self.decode)}"
-        return f"{self.family} {pools} exchange={self.exchange} pages={self.pages[0]}.{self.pages[1]}"
+        chosen = f"exchange={self.exchange} dispatch={self.dispatch}"
+        return f"{self.family} {pools} {chosen} pages={self.pages[0]}.{self.pages[1]}"
 
     @property
     def shapes(self) -> tuple[ReplicaShape, ...]:
@@ -53,6 +56,7 @@ def parse_pair(text: str) -> Pair:
         prefill=parse_shape(values.get("unified") or values["prefill"], dense=dense),
         decode=decode,
         exchange=values.get("exchange", "auto"),
+        dispatch=values.get("dispatch", "auto"),
         pages=(first, second),
     )
 
@@ -63,10 +67,10 @@ DENSE = frozenset({"llama"})
 
 def shape_text(shape: ReplicaShape) -> str:
     """`pp2.cp2.moe_dp2`: the sizes above 1, `1` where there is none."""
-    sizes = {"pp": shape.pp}
-    for mesh in (shape.attention, shape.experts):
-        if mesh is not None:
-            sizes |= {field.name: getattr(mesh, field.name) for field in fields(mesh)}
+    attention, experts = shape.attention, shape.experts
+    sizes = {"pp": shape.pp, "dp": attention.dp, "cp": attention.cp, "tp": attention.tp}
+    if experts is not None:
+        sizes |= {"moe_dp": experts.moe_dp, "ep": experts.ep, "moe_tp": experts.moe_tp}
     return ".".join(f"{name}{size}" for name, size in sizes.items() if size > 1) or "1"
 
 
@@ -81,7 +85,11 @@ def parse_shape(text: str, *, dense: bool) -> ReplicaShape:
     pp = sizes.pop("pp", 1)
     if not sizes and not dense:
         sizes = {"ep": attention.dp * attention.cp * attention.tp}
-    return ReplicaShape(pp=pp, attention=attention, experts=None if dense else ExpertSizes(**sizes))
+    return ReplicaShape(pp=pp, attention=attention, experts=None if dense else _experts(**sizes))
+
+
+def _experts(*, moe_dp: int = 1, ep: int = 1, moe_tp: int = 1) -> ExpertSizes:
+    return ExpertSizes(moe_dp=moe_dp, ep=ep, moe_tp=moe_tp)
 
 
 def shapes(*, world: int, dense: bool) -> Iterator[ReplicaShape]:
@@ -123,7 +131,8 @@ CORNERS = (
     "mixtral prefill=dp2.cp2.tp2.moe_dp2.ep2.moe_tp2 decode=pp2.dp2.tp2.moe_dp2.moe_tp2",
     "mixtral unified=pp2.cp2.tp2.moe_tp4",
     "llama unified=pp2.dp2.cp2 exchange=ring",
-    "mixtral unified=cp4.moe_dp2.ep2 exchange=pass_q",
+    "mixtral unified=cp4.moe_dp2.ep2 exchange=pass_q dispatch=all_to_all",
+    "mixtral prefill=dp4.cp2.ep4.moe_tp2 decode=dp8.ep8 dispatch=all_to_all",
     "llama unified=tp8",
     "mixtral prefill=cp4.tp2.ep8 decode=tp4.dp2.moe_dp2.ep4 pages=8.16",
 )
@@ -143,6 +152,7 @@ def spread(families: tuple[str, ...], *, count: int, seed: int = 1) -> list[Pair
             prefill=prefill,
             decode=decode if source.random() < 0.75 else None,
             exchange=source.choice(EXCHANGES),
+            dispatch="auto" if family in DENSE else source.choice(DISPATCHES),
             pages=(source.choice(PAGE_SIZES), source.choice(PAGE_SIZES)),
         )
         if pair not in pairs:

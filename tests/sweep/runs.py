@@ -58,21 +58,22 @@ def running_sweep(folder: Path) -> Iterator[Sweep]:
 
 
 def pools(pair: Pair) -> list[PoolSpec]:
-    """The pools of a pair, each with its own page size; the exchange holds little, so that rings take several blocks."""
+    """The pools of a pair, each with its own page size. An exchange holds little, so that rings take several blocks."""
     names = ("unified",) if pair.decode is None else ("prefill", "decode")
     return [
-        _pool(name, shape, page_size=page_size, exchange=pair.exchange)
+        _pool(name, shape, pair=pair, page_size=page_size)
         for name, shape, page_size in zip(names, pair.shapes, pair.pages, strict=False)
     ]
 
 
-def _pool(name: str, shape: ReplicaShape, *, page_size: int, exchange: str) -> PoolSpec:
+def _pool(name: str, shape: ReplicaShape, *, pair: Pair, page_size: int) -> PoolSpec:
     engine = EngineSettings(
         page_size=page_size,
         max_batch_tokens=MAX_BATCH_TOKENS,
         max_sequences=16,
         kv_tokens=2048,
-        exchange=exchange,
+        exchange=pair.exchange,
+        dispatch=pair.dispatch,
         exchange_tokens=128,
     )
     return PoolSpec(name=name, replicas=1, shape=shape, engine=engine)

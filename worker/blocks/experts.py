@@ -2,24 +2,31 @@
 
 import torch
 
-from moe.dispatch import Dispatcher
+from moe.dispatchers import Dispatchers
 from moe.experts import Linear, TorchExperts
 from moe.gate import choose_experts
+from moe.slots import SlotMap
 from worker.blocks.step_context import StepContext
 
 
 class ExpertBlock:
     """Takes rows as they are, whatever the attention mesh; ranks without rows step with the same sizes."""
 
-    def __init__(self, *, gate: Linear, top_k: int, dispatcher: Dispatcher, experts: TorchExperts) -> None:
+    def __init__(
+        self, *, gate: Linear, top_k: int, slots: SlotMap, dispatchers: Dispatchers, experts: TorchExperts
+    ) -> None:
         self._gate = gate
         self._top_k = top_k
-        self._dispatcher = dispatcher
+        self._slots = slots
+        self._dispatchers = dispatchers
         self._experts = experts
 
     def __call__(self, x_TH: torch.Tensor, context: StepContext) -> torch.Tensor:
         """Collective over the block: x [T, H] to this block's contribution [T, H]."""
         ids, weights = choose_experts(self._gate(x_TH), top_k=self._top_k)
-        rows = self._dispatcher.dispatch(x_TH, ids, weights, padded_rows=context.padded_rows)
-        partial = self._experts.run(rows.x, rows.ids, rows.weights)
-        return self._dispatcher.combine(partial, num_rows=x_TH.shape[0])
+        padded_rows = context.padded_rows
+        slots = self._slots.choose(ids, first_row=self._dispatchers.index * padded_rows)
+        dispatcher = self._dispatchers.choose(padded_rows=padded_rows)
+        rows = dispatcher.dispatch(x_TH, slots, weights, padded_rows=padded_rows)
+        partial = self._experts.run(rows.x, rows.slots, rows.weights)
+        return dispatcher.combine(partial, num_rows=x_TH.shape[0])

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import torch
 
 from attention.interface import AttentionBackend, AttentionSpec
-from moe.dispatch import create_dispatcher
 from moe.experts import Linear, TorchExperts
 from parallel.groups import RankGroups
 from parallel.models.description import ModelDescription
 from worker.blocks.attention import AttentionBlock
+from worker.blocks.expert_share import ExpertShare
 from worker.blocks.experts import ExpertBlock
 from worker.blocks.feed_forward import FeedForwardBlock
 from worker.blocks.vocabulary import Embedding, Norm, Output
@@ -30,6 +30,7 @@ class Parts:
         memory: KvMemory,
         spec: AttentionSpec,
         backend: AttentionBackend,
+        expert_share: ExpertShare | None,
     ) -> None:
         self.description = description
         self._weights = weights
@@ -37,6 +38,7 @@ class Parts:
         self._memory = memory
         self._spec = spec
         self._backend = backend
+        self._expert_share = expert_share
 
     def embedding(self, name: str) -> Embedding:
         """The token embedding; its weight stays for an output that is tied to it."""
@@ -72,31 +74,29 @@ class Parts:
 
     def experts(self, *, gate: str, expert: str, names: Mapping[str, str]) -> ExpertBlock:
         """A block of experts: `expert` is a prefix with `{}` for the expert's number, `names` give gate, up, down."""
-        experts = self.description.experts
-        assert experts is not None
-        own = [
-            index
-            for index in range(experts.num_experts)
-            if self._tensor_of(expert, index, names["up"]) in self._weights
-        ]
-        gate_up = [
-            self._linear(self._tensor_of(expert, index, names["gate"]), self._tensor_of(expert, index, names["up"]))
-            for index in own
-        ]
-        down = [self._linear(self._tensor_of(expert, index, names["down"])) for index in own]
+        experts, share = self.description.experts, self._expert_share
+        assert experts is not None and share is not None
+
+        def product(index: int, *parts: str) -> Linear:
+            return self._linear(*(f"{expert.format(index)}.{names[part]}.weight" for part in parts))
+
+        # An expert may have two slots here: it is loaded once.
+        gate_up = {index: product(index, "gate", "up") for index in sorted(set(share.held))}
+        down = {index: product(index, "down") for index in sorted(set(share.held))}
         return ExpertBlock(
             gate=make_linear([self._weights.pop(gate)]),
             top_k=experts.top_k,
-            dispatcher=create_dispatcher(self._groups["block"]),
-            experts=TorchExperts(first=own[0], gate_up=gate_up, down=down),
+            slots=share.slots,
+            dispatchers=share.dispatchers,
+            experts=TorchExperts(
+                first=share.first_slot,
+                gate_up=[gate_up[index] for index in share.held],
+                down=[down[index] for index in share.held],
+            ),
         )
 
     def _linear(self, *names: str) -> Linear:
         return make_linear([self._weights.pop(name) for name in names])
-
-    @staticmethod
-    def _tensor_of(expert: str, index: int, name: str) -> str:
-        return f"{expert.format(index)}.{name}.weight"
 
 
 def attention_spec(description: ModelDescription, *, memory: KvMemory, num_heads: int, page_size: int) -> AttentionSpec:

@@ -1,0 +1,47 @@
+"""The placement table is honoured: experts swapped or held twice, in any block, give what experts in order give."""
+
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from parallel.expert_table import expert_table
+from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
+from tests.engine.test_kernels import NUM_TOKENS, SETTINGS, submits, torch_backend
+from tests.engine.test_parity import prompts
+from tests.harness.checkpoints import Oracle
+from tests.harness.local_replica import LocalReplica
+from tests.harness.parity import TOLERANCE
+
+SWAPPED = (5, 1, 2, 3, 4, 0, 6, 7)
+#: Expert 7, which the skewed gate likes best, in slots of both shares; expert 3 twice in one.
+TWICE = (0, 1, 2, 3, 3, 7, 4, 5, 6, 7)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("dispatch", ["gather", "all_to_all"])
+@pytest.mark.parametrize("placement", [SWAPPED, TWICE])
+def test_experts_swapped_or_held_twice_give_transformers_logits(
+    placement: tuple[int, ...], dispatch: str, mixtral: Oracle
+) -> None:
+    shape = ReplicaShape(attention=AttentionSizes(dp=2, cp=2), experts=ExpertSizes(ep=2, moe_tp=2, placement=placement))
+    settings = replace(SETTINGS, dispatch=dispatch)
+    replica = LocalReplica(mixtral.folder, shape=shape, settings=settings, make_backend=torch_backend)
+    with closing(replica):
+        found = replica.run(list(submits(mixtral, count=NUM_TOKENS)))
+    for index, prompt in enumerate(prompts(), 1):
+        wanted = mixtral.answer(prompt, NUM_TOKENS).logits
+        error = np.abs(np.stack(found[index]) - wanted).max(axis=1) / np.abs(wanted).max(axis=1)
+        assert error.max() <= TOLERANCE
+
+
+def test_a_placement_that_cannot_be_is_refused_with_the_number_that_is_wrong() -> None:
+    for placement, ep, sentence in (
+        ((0, 1, 4), 1, r"placement\[2\] is 4, but the model has 3 experts: write 0 to 2"),
+        ((0, 1, 1), 1, "placement leaves out expert 2: every expert needs a slot"),
+        ((0, 1, 2, 2), 3, "ep 3 does not divide 4 slots of its placement: ep may be 1, 2, 4"),
+        ((), 2, "ep 2 does not divide 3 experts: ep may be 1, 3"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            expert_table(num_experts=3, ep=ep, placement=placement)
