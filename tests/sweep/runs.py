@@ -34,9 +34,9 @@ class Sweep:
         self._bench = bench
         self.oracle = cache(self._oracle)
 
-    def run(self, pair: Pair) -> None:
+    def run(self, pair: Pair, *, num_layers: int | None = None) -> None:
         """AssertionError where a logit or a token of `pair` is not transformers'."""
-        num_layers = _SHALLOW if max(shape.pp for shape in pair.shapes) <= _SHALLOW else _DEEP
+        num_layers = num_layers or (_SHALLOW if max(shape.pp for shape in pair.shapes) <= _SHALLOW else _DEEP)
         oracle = self.oracle(pair.family, num_layers)
         requests = probes(oracle, prompts(), n=NUM_TOKENS)
         requests += [greedy(prompt, max_new_tokens=NUM_TOKENS) for prompt in prompts()]

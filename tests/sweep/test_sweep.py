@@ -1,13 +1,14 @@
 """A spread of layouts over every axis, in living processes: 60 in each test run, 600 in the full one."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.sweep.mutants import MUTANTS, Mutant, plant
 from tests.sweep.pairs import Pair, parse_pair, spread
-from tests.sweep.runs import Sweep, running_sweep
+from tests.sweep.runs import MAKERS, Sweep, running_sweep
 
-FAMILIES = ("llama", "mixtral")
 FAST, FULL = 60, 600
 
 
@@ -25,18 +26,23 @@ def run(sweep: Sweep, pair: Pair) -> None:
 
 
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize("pair", spread(FAMILIES, count=FAST), ids=str)
+@pytest.mark.parametrize("pair", spread(tuple(MAKERS), count=FAST), ids=str)
 def test_a_layout_gives_the_tokens_of_transformers(sweep: Sweep, pair: Pair) -> None:
     run(sweep, pair)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize("pair", spread(FAMILIES, count=FULL)[FAST:], ids=str)
+@pytest.mark.parametrize("pair", spread(tuple(MAKERS), count=FULL)[FAST:], ids=str)
 def test_many_more_layouts_give_the_tokens_of_transformers(sweep: Sweep, pair: Pair) -> None:
     run(sweep, pair)
 
 
 def test_a_pair_is_read_back_from_its_line() -> None:
-    for pair in spread(FAMILIES, count=FULL):
+    for pair in spread(tuple(MAKERS), count=FULL):
         assert parse_pair(str(pair)) == pair
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_the_line_that_a_mutant_breaks_is_still_there(mutant: Mutant, tmp_path: Path) -> None:
+    plant(mutant, tmp_path)

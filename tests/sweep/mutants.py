@@ -1,0 +1,155 @@
+"""`python -m tests.sweep.mutants [NAME ...]`: breaks one line at a time and shows that the sweep fails each time.
+
+Each mutant is a copy of the source tree with one replacement. It first has to change the result of a single layer, in a
+pair that meets the broken line; then the spread of pairs runs until one fails. A mutant that lives exits with 1.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+_FOLDERS = ("proto", "parallel", "attention", "moe", "worker", "router", "tests", "examples")
+_TIMEOUT_S = 600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """`before`, found once in the file `path`, becomes `after`; `pair` is a layout that meets it."""
+
+    name: str
+    path: str
+    before: str
+    after: str
+    pair: str
+
+
+MUTANTS = (
+    Mutant(
+        name="zigzag order",
+        path="parallel/chunk.py",
+        before="new_page_owners=tuple(owners))",
+        after="new_page_owners=tuple(reversed(owners)))",
+        pair="llama prefill=cp2 decode=1",
+    ),
+    Mutant(
+        name="zigzag block off by one in the segments alone",
+        path="parallel/chunk.py",
+        before="_extend(segments, Segment(coordinate=owner, start=start,",
+        after="_extend(segments, Segment(coordinate=(owner + (index == 1)) % cp, start=start,",
+        pair="llama prefill=cp2 decode=1",
+    ),
+    Mutant(
+        name="log-sum-exp of the merge",
+        path="attention/merging.py",
+        before="weights = (lses - shift).exp()",
+        after="weights = (lses - shift).exp2()",
+        pair="llama unified=cp2 exchange=pass_q",
+    ),
+    Mutant(
+        name="a group's ranks",
+        path="parallel/shape.py",
+        before='return self.expert_mesh, ("moe_ep", "moe_tp")',
+        after='return self.expert_mesh, ("moe_dp", "moe_tp")',
+        pair="mixtral unified=dp4.moe_dp2.ep2",
+    ),
+    Mutant(
+        name="an expert's owner",
+        path="parallel/expert_table.py",
+        before="found[expert].append(slot)",
+        after="found[1 - expert if expert < 2 else expert].append(slot)",
+        pair="mixtral unified=dp2.ep2",
+    ),
+    Mutant(
+        name="a gate weight's place",
+        path="moe/packing.py",
+        before="parts = (x_NH, slots_NK.to(torch.int32), weights_NK)",
+        after="parts = (x_NH, slots_NK.to(torch.int32), weights_NK.flip(1))",
+        pair="mixtral unified=dp2.ep2",
+    ),
+    Mutant(
+        name="a copy of the hand-off",
+        path="parallel/handoff.py",
+        before="num_tokens=num_tokens,",
+        after="num_tokens=max(num_tokens - 1, 1),",
+        pair="llama prefill=1 decode=1 pages=8.4",
+    ),
+    Mutant(
+        name="a page's owner in decode",
+        path="worker/engine/coordinate.py",
+        before="return table[len(owners)].coordinate",
+        after="return (table[len(owners)].coordinate + 1) % self._cp",
+        pair="llama prefill=1 decode=cp2",
+    ),
+    Mutant(
+        name="keys seen of another coordinate",
+        path="attention/exchange_chunk.py",
+        before="before=segment.start // page_size)",
+        after="before=segment.start // page_size + 1)",
+        pair="llama unified=cp2 exchange=ring",
+    ),
+    Mutant(
+        name="a tp rank's vocabulary",
+        path="worker/blocks/vocabulary.py",
+        before="- self._tp.index * size",
+        after="- (self._tp.size - 1 - self._tp.index) * size",
+        pair="llama unified=tp2",
+    ),
+    Mutant(
+        name="a token on its way to the first stage",
+        path="worker/slot_tokens.py",
+        before="self._tokens[[slots[index] for index in kept]] = message[kept]",
+        after="self._tokens[[slots[index] for index in kept]] = message[kept].flip(0)",
+        pair="llama unified=pp2",
+    ),
+)
+
+
+def main() -> None:
+    """Runs the mutants named, or all."""
+    chosen = [mutant for mutant in MUTANTS if not sys.argv[1:] or mutant.name in sys.argv[1:]]
+    alive = [mutant.name for mutant in chosen if not is_killed(mutant)]
+    print(f"{len(chosen) - len(alive)} of {len(chosen)} mutants were found" + f"; alive: {alive}" * bool(alive))
+    sys.exit(bool(alive))
+
+
+def is_killed(mutant: Mutant) -> bool:
+    """Whether a single layer shows the mutant, and the sweep fails on it."""
+    with tempfile.TemporaryDirectory() as folder:
+        plant(mutant, Path(folder))
+        layers = () if "pp2" not in mutant.pair else ("--layers", "2")
+        single = _sweep(Path(folder), *(layers or ("--layers", "1")), mutant.pair)
+        swept = _sweep(Path(folder), "--spread")
+    for what, said in (("single layer", single), ("sweep", swept)):
+        print(f"{mutant.name}: {what}: {said or 'NOT FOUND'}", flush=True)
+    return bool(single and swept)
+
+
+def plant(mutant: Mutant, folder: Path) -> None:
+    """Copies the tree to `folder` with the mutant's line broken; AssertionError where it is not there once."""
+    for name in _FOLDERS:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    path = folder / mutant.path
+    text = path.read_text()
+    count = text.count(mutant.before)
+    assert count == 1, f"mutant {mutant.name!r}: its line is {count} times in {mutant.path}"
+    path.write_text(text.replace(mutant.before, mutant.after))
+
+
+def _sweep(folder: Path, *arguments: str) -> str:
+    """What the sweep in `folder` fails with; empty where it passes."""
+    started = time.monotonic()
+    command = [sys.executable, "-m", "tests.sweep", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    if done.returncode == 0:
+        return ""
+    failure = next((line for line in done.stdout.splitlines() if "FAILS" in line), done.stderr[-300:])
+    return f"{failure} [{time.monotonic() - started:.0f} s]"
+
+
+if __name__ == "__main__":
+    main()
