@@ -152,8 +152,9 @@ class Dispatcher:
         generation.is_admitted = True
         generation.clock.admitted_s = generation.clock.now()
 
-    def _on_handoff_done(self, generation: Generation, _: ReplicaClient, __: control_pb2.HandoffDone) -> None:
+    def _on_handoff_done(self, generation: Generation, _: ReplicaClient, done: control_pb2.HandoffDone) -> None:
         generation.clock.handed_off_s = generation.clock.now()
+        generation.handoff_bytes, generation.handoff_write_s = done.bytes, done.seconds
         if generation.is_aborted or generation.decode is None:
             return
         request = generation.request

@@ -75,6 +75,8 @@ class Generation:
     is_finished: bool = False
     is_aborted: bool = False
     is_handed_off: bool = False
+    handoff_bytes: int = 0
+    handoff_write_s: float = 0.0
 
     def finish(self, reason: str) -> None:
         """Tells the client once that no token follows."""

@@ -134,6 +134,8 @@ def _complete(generation: Generation, *, reason: str, num_sent: int) -> inferenc
             handoff_s=handed_off,
             first_token_s=clock.first_token_s,
             total_s=clock.last_token_s,
+            handoff_bytes=generation.handoff_bytes,
+            handoff_write_s=generation.handoff_write_s,
         ),
     )
 

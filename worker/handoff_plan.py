@@ -1,15 +1,19 @@
 """From a computed chunk to the writes that this rank has to make for its hand-off."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from parallel.handoff import CacheLayout, Lane, PagePlace, byte_runs, plan_copies, plan_lanes
+from parallel.handoff import CacheLayout, Copy, Lane, PagePlace, byte_runs, plan_copies, plan_lanes
 from parallel.shape import RankCoordinates
 from proto import control_pb2
 from worker.step_rows import PlacedChunk
 from worker.transport.interface import WriteRuns
+
+#: Bytes of a chunk that go in one message to a peer.
+PART_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +27,12 @@ class SourceMemory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankWrites:
-    """The runs that go to one rank of the target."""
+class LaneRuns:
+    """A chunk's runs of one lane: `elements` [n, 3] are source start, target start and size inside any layer."""
 
+    lane: Lane
     target_rank: int
-    runs: WriteRuns
+    elements: npt.NDArray[np.int64]
 
 
 class HandoffPlanner:
@@ -53,8 +58,8 @@ class HandoffPlanner:
             if lane.source_pp == coordinates.pp_rank and lane.source_tp == coordinates.attn_tp_rank
         ]
 
-    def writes(self, item: PlacedChunk) -> Iterator[RankWrites]:
-        """The writes of the positions of `item`, a chunk whose sequence has a target, by target rank."""
+    def plan(self, item: PlacedChunk) -> list[LaneRuns]:
+        """The runs of the positions of `item`, a chunk whose sequence has a target: the same in all layers."""
         target = item.sequence.target
         assert target is not None
         copies = [
@@ -68,34 +73,53 @@ class HandoffPlanner:
             )
             if copy.source.coordinate == self._coordinates.attn_cp_rank
         ]
-        for lane in self._lanes:
-            for coordinate in sorted({copy.target.coordinate for copy in copies}):
-                runs = [
-                    (run.source_start, run.target_start, run.size)
-                    for copy in copies
-                    if copy.target.coordinate == coordinate
-                    for run in byte_runs(
-                        copy,
-                        lane=lane,
-                        source=self._source,
-                        target=self._target,
-                        token_elements=self._memory.token_elements,
-                    )
-                ]
-                target_rank = self._target.shape.attention_rank(
+        return [
+            LaneRuns(
+                lane=lane,
+                target_rank=self._target.shape.attention_rank(
                     pp_rank=lane.target_pp, dp=target.dp, cp=coordinate, tp=lane.target_tp
-                )
-                yield RankWrites(target_rank=target_rank, runs=self._addresses(runs, lane=lane, rank=target_rank))
+                ),
+                elements=self._elements(copies, lane=lane, coordinate=coordinate),
+            )
+            for lane in self._lanes
+            for coordinate in sorted({copy.target.coordinate for copy in copies})
+        ]
 
-    def _addresses(self, runs: list[tuple[int, int, int]], *, lane: Lane, rank: int) -> WriteRuns:
-        """The same runs in every layer of the lane, as (source address, target address, bytes)."""
-        memory, endpoint = self._memory, self._endpoints[rank]
-        layers = np.arange(*lane.layers)
-        source_layers = layers - self._source.stages[lane.source_pp][0]
-        target_layers = layers - self._target.stages[lane.target_pp][0]
-        elements = np.array(runs, dtype=np.int64) * memory.element_bytes
-        out = np.empty((len(layers), len(runs), 3), dtype=np.uint64)
-        out[:, :, 0] = memory.base_address + source_layers[:, None] * memory.layer_bytes + elements[None, :, 0]
-        out[:, :, 1] = endpoint.base_address + target_layers[:, None] * endpoint.layer_bytes + elements[None, :, 1]
+    def runs(self, planned: LaneRuns, *, layers: range) -> WriteRuns:
+        """(source address, target address, bytes) in those of the stage's `layers` that the lane takes; may be none."""
+        lane, memory, endpoint = planned.lane, self._memory, self._endpoints[planned.target_rank]
+        first_source = self._source.stages[lane.source_pp][0]
+        first, end = max(lane.layers[0], first_source + layers.start), min(lane.layers[1], first_source + layers.stop)
+        taken = np.arange(first, max(first, end))
+        source_layers = (taken - first_source)[:, None]
+        target_layers = (taken - self._target.stages[lane.target_pp][0])[:, None]
+        elements = planned.elements * memory.element_bytes
+        out = np.empty((len(taken), len(elements), 3), dtype=np.uint64)
+        out[:, :, 0] = memory.base_address + source_layers * memory.layer_bytes + elements[None, :, 0]
+        out[:, :, 1] = endpoint.base_address + target_layers * endpoint.layer_bytes + elements[None, :, 1]
         out[:, :, 2] = elements[None, :, 2]
         return out.reshape(-1, 3)
+
+    def _elements(self, copies: Sequence[Copy], *, lane: Lane, coordinate: int) -> npt.NDArray[np.int64]:
+        runs = [
+            (run.source_start, run.target_start, run.size)
+            for copy in copies
+            if copy.target.coordinate == coordinate
+            for run in byte_runs(
+                copy,
+                lane=lane,
+                source=self._source,
+                target=self._target,
+                token_elements=self._memory.token_elements,
+            )
+        ]
+        return np.array(runs, dtype=np.int64)
+
+
+def layer_parts(num_layers: int, *, layer_bytes: int) -> list[range]:
+    """The stage's layers in the parts that are sent when computed: each of about PART_BYTES, or of one layer.
+
+    `layer_bytes` is what the chunk takes in a layer: many small messages would cost more than they hide.
+    """
+    size = min(max(PART_BYTES // max(layer_bytes, 1), 1), num_layers)
+    return [range(first, min(first + size, num_layers)) for first in range(0, num_layers, size)]

@@ -1,8 +1,8 @@
 """The thread that owns a rank's transport: it makes writes, sees them done, and lets peers' writes progress.
 
 ```
-main thread ── order (chunk) ──> queue ──> this thread ── write ──> peers' memory
-leader      <── WritesDone ──────────────────┘ when all of the chunk's bytes have landed
+main thread ── part (chunk, layers) ──> queue ──> this thread ── write ──> peers' memory      while later layers run
+leader      <── WritesDone ─────────────────────────┘ when all of the chunk's bytes have landed
 ```
 """
 
@@ -17,27 +17,42 @@ from parallel.models.description import ModelDescription
 from parallel.shape import RankCoordinates
 from parallel.wire import shape_from_wire
 from proto import control_pb2, step_pb2
-from worker.handoff_plan import HandoffPlanner, SourceMemory
+from worker.handoff_plan import HandoffPlanner, LaneRuns, SourceMemory
 from worker.step_rows import PlacedChunk
-from worker.transport.interface import Transport
+from worker.transport.interface import Transport, WriteRuns
 
 #: How long a write of a peer over TCP may wait for this side, and a finished write for its report.
 _POLL_S = 0.002
 
 
-#: A chunk, and what blocks until its KV is computed.
-_Ordered = tuple[PlacedChunk, Callable[[], None]]
+@dataclass(frozen=True, kw_only=True)
+class ComputedPart:
+    """A chunk in the stage's `layers`, whose KV is there when `wait` returns. Parts of a chunk come in order."""
+
+    item: PlacedChunk
+    layers: range
+    is_last: bool
+    wait: Callable[[], None]
 
 
 @dataclass(kw_only=True)
 class _Order:
-    """The writes of one chunk: those under way, and what is to be reported."""
+    """The writes of one chunk: its runs, the writes under way by part, and what is to be reported."""
 
-    request_id: int
-    end_position: int
-    started: float
-    handles: list[object] = field(default_factory=list)
+    planned: list[LaneRuns]
+    parts: list["_Part"] = field(default_factory=list)
+    is_whole: bool = False
     num_bytes: int = 0
+    seconds: float = 0.0
+    last_end: float = 0.0
+
+
+@dataclass(kw_only=True)
+class _Part:
+    """The writes of some layers."""
+
+    started: float
+    handles: list[object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +87,8 @@ class HandoffThread:
         self._report = report
         self._fail = fail
         self._peers: dict[tuple[str, int], _Peer] = {}
-        self._inbox: queue.SimpleQueue[control_pb2.Peer | _Ordered | None] = queue.SimpleQueue()
-        self._orders: list[_Order] = []
+        self._inbox: queue.SimpleQueue[control_pb2.Peer | ComputedPart | None] = queue.SimpleQueue()
+        self._orders: dict[tuple[int, int], _Order] = {}  # by request and the chunk's end
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="handoff", daemon=True)
         self._thread.start()
@@ -82,12 +97,9 @@ class HandoffThread:
         """Makes a target replica known; chunks for it may follow."""
         self._inbox.put(peer)
 
-    def send(self, item: PlacedChunk, *, wait: Callable[[], None]) -> None:
-        """Writes the KV that this rank holds of the chunk's positions; every order is answered by one report.
-
-        `wait` blocks until the device has computed that KV.
-        """
-        self._inbox.put((item, wait))
+    def send(self, part: ComputedPart) -> None:
+        """Writes the KV that this rank holds of a part; every chunk is answered by one report, after its last part."""
+        self._inbox.put(part)
 
     def close(self) -> None:
         """Ends the thread after what was ordered is written; idempotent."""
@@ -115,9 +127,8 @@ class HandoffThread:
         elif isinstance(item, control_pb2.Peer):
             self._add_peer(item)
         else:
-            chunk, wait = item
-            wait()
-            self._begin(chunk)
+            item.wait()
+            self._begin(item)
         return bool(self._orders) or not self._is_closing
 
     def _add_peer(self, peer: control_pb2.Peer) -> None:
@@ -132,31 +143,49 @@ class HandoffThread:
         )
         self._peers[peer.replica, peer.epoch] = _Peer(planner=planner, endpoints=endpoints)
 
-    def _begin(self, item: PlacedChunk) -> None:
-        target = item.sequence.target
+    def _begin(self, part: ComputedPart) -> None:
+        item, target = part.item, part.item.sequence.target
         assert target is not None
         peer = self._peers[target.replica, target.epoch]
-        order = _Order(request_id=item.sequence.request_id, end_position=item.end, started=time.perf_counter())
-        for writes in peer.planner.writes(item):
-            rank = writes.target_rank
-            endpoint = peer.endpoints[rank]
-            if rank not in peer.names:
-                peer.names[rank] = self._transport.connect(endpoint)
-            order.handles.append(self._transport.write(peer.names[rank], writes.runs, target_device=endpoint.device))
-            order.num_bytes += int(writes.runs[:, 2].sum())
-        self._orders.append(order)
+        key = (item.sequence.request_id, item.end)
+        if key not in self._orders:
+            self._orders[key] = _Order(planned=peer.planner.plan(item))
+        order, handles = self._orders[key], []
+        for planned in order.planned:
+            runs = peer.planner.runs(planned, layers=part.layers)
+            if len(runs):
+                handles.append(self._write(peer, planned.target_rank, runs))
+                order.num_bytes += int(runs[:, 2].sum())
+        order.parts.append(_Part(started=time.perf_counter(), handles=handles))
+        order.is_whole = part.is_last
+
+    def _write(self, peer: _Peer, rank: int, runs: WriteRuns) -> object:
+        endpoint = peer.endpoints[rank]
+        if rank not in peer.names:
+            peer.names[rank] = self._transport.connect(endpoint)
+        return self._transport.write(peer.names[rank], runs, target_device=endpoint.device)
 
     def _finish_orders(self) -> None:
-        for order in list(self._orders):
-            order.handles = [handle for handle in order.handles if not self._transport.is_done(handle)]
-            if not order.handles:
-                self._orders.remove(order)
-                self._report(
-                    step_pb2.WritesDone(
-                        global_rank=self._coordinates.global_rank,
-                        request_id=order.request_id,
-                        end_position=order.end_position,
-                        bytes=order.num_bytes,
-                        seconds=time.perf_counter() - order.started,
-                    )
-                )
+        for key, order in list(self._orders.items()):
+            for part in list(order.parts):
+                part.handles = [handle for handle in part.handles if not self._transport.is_done(handle)]
+                if not part.handles:
+                    order.parts.remove(part)
+                    now = time.perf_counter()
+                    order.seconds += now - max(part.started, order.last_end)
+                    order.last_end = now
+            if order.is_whole and not order.parts:
+                del self._orders[key]
+                self._report_done(key, order)
+
+    def _report_done(self, key: tuple[int, int], order: _Order) -> None:
+        request_id, end_position = key
+        self._report(
+            step_pb2.WritesDone(
+                global_rank=self._coordinates.global_rank,
+                request_id=request_id,
+                end_position=end_position,
+                bytes=order.num_bytes,
+                seconds=order.seconds,
+            )
+        )

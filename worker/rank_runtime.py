@@ -17,6 +17,7 @@ from parallel.models.registry import describe_checkpoint
 from parallel.wire import check_assignment, settings_from_wire, shape_from_wire
 from proto import control_pb2, step_pb2
 from worker.device import ResultSender, torch_device
+from worker.hand_off import HandOff, LayerWiseHandOff, NoHandOff
 from worker.handoff_plan import SourceMemory
 from worker.handoff_thread import HandoffThread
 from worker.kv_memory import KvMemory, allocate_kv
@@ -24,7 +25,7 @@ from worker.leader_thread import LeaderThread
 from worker.rank_model import build_model, resolve_dtype
 from worker.runner import ModelRunner
 from worker.star import LeaderStar, MemberStar
-from worker.step_rows import PlacedChunk, SequenceTables
+from worker.step_rows import SequenceTables
 from worker.transport.interface import MemoryRegion
 from worker.transport.nixl import NixlTransport
 
@@ -142,7 +143,7 @@ class RankRuntime:
             global_rank=coordinates.global_rank,
             cp=self._groups["attn_cp"],
             clock=self._clock,
-            hand_off=self._hand_off,
+            hand_off=self._hand_off(),
         )
 
     def _build_handoff(self, description: ModelDescription, memory: KvMemory) -> HandoffThread:
@@ -170,9 +171,17 @@ class RankRuntime:
             fail=self._fail,
         )
 
-    def _hand_off(self, item: PlacedChunk, wait: Callable[[], None]) -> None:
-        assert self._handoff is not None, "a unified pool hands nothing off"
-        self._handoff.send(item, wait=wait)
+    def _hand_off(self) -> HandOff:
+        if self._handoff is None or self._assignment.pool != "prefill":
+            return NoHandOff()
+        region = self._memory.region
+        return LayerWiseHandOff(
+            send=self._handoff.send,
+            num_layers=len(region),
+            token_bytes=region[0, 0].nbytes // self._settings.page_size,
+            coordinate=self._coordinates.attn_cp_rank,
+            device=self._device,
+        )
 
     def _join_star(self, store: Any) -> LeaderStar | MemberStar:
         join = step_pb2.Join(

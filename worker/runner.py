@@ -15,6 +15,7 @@ from proto import step_pb2
 from worker.blocks.rope import rotation
 from worker.blocks.step_context import StepContext
 from worker.device import completion, to_host
+from worker.hand_off import HandOff
 from worker.models.decoder import Decoder
 from worker.slot_tokens import SlotTokens
 from worker.stage_ends import Drawn, StageInput, StageOutput
@@ -47,7 +48,7 @@ class ModelRunner:
         global_rank: int,
         cp: Communicator,
         clock: CollectiveClock,
-        hand_off: Callable[[PlacedChunk, Callable[[], None]], None],
+        hand_off: HandOff,
     ) -> None:
         self._model = model
         self._tables = tables
@@ -64,13 +65,11 @@ class ModelRunner:
         for slot, token_id in self._tables.joining(plan):
             model.slot_tokens.join(slot, token_id)
         rows = self._tables.apply(plan)
-        x_LH = model.decoder(model.input(rows), self._context(rows), on_layer=lambda _: None)
+        outgoing = self._hand_off.begin([item for item in rows.chunks if item.sequence.target is not None])
+        x_LH = model.decoder(model.input(rows), self._context(rows), on_layer=outgoing.on_layer)
         drawn = model.output(rows, x_LH)
         tokens_S, probed = to_host(drawn.tokens_S), [to_host(logits) for logits in _probed(drawn)]
         wait = completion(model.device)
-        for item in rows.chunks:
-            if item.sequence.target is not None:
-                self._hand_off(item, wait)
 
         def result() -> step_pb2.StepResult:
             wait()

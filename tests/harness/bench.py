@@ -30,6 +30,7 @@ class Bench:
         self._host = HostSpec(name="bench", address=address, device="cpu", devices=tuple(range(num_devices)))
         self._epoch = 0
         self._lost: list[str] = []
+        self._dispatcher = Dispatcher(max_waiting=1000)
         self._launcher = self._run(self._connect(address, model=model), timeout_s=60)
 
     def generate(
@@ -60,8 +61,8 @@ class Bench:
         await launcher.hello(model)
         await launcher.watch(
             heartbeat_timeout_s=60,
-            on_lost=lambda lost: self._lost.append(f"rank {lost.global_rank} of {lost.replica}: {lost.reason}"),
-            on_gone=self._lost.append,
+            on_lost=lambda lost: self._lose(f"rank {lost.global_rank} of {lost.replica}: {lost.reason}"),
+            on_gone=self._lose,
         )
         return launcher
 
@@ -71,10 +72,10 @@ class Bench:
         self._epoch += 1
         topology = plan_topology(model=model, hosts=[self._host], pools=pools)
         replicas = list(await asyncio.gather(*(self._assign(plan, model=model) for plan in topology.replicas)))
-        dispatcher = Dispatcher(max_waiting=1000)
+        dispatcher = self._dispatcher = Dispatcher(max_waiting=1000)
         try:
             for replica in replicas:
-                replica.attach(on_events=dispatcher.on_events, on_gone=lambda reason: self._fail(dispatcher, reason))
+                replica.attach(on_events=dispatcher.on_events, on_gone=self._lose)
             dispatcher.set_replicas(replicas)
             for replica in replicas[:-1]:
                 replica.send(control_pb2.ToReplica(peer=replicas[-1].peer()))
@@ -110,8 +111,10 @@ class Bench:
         await self._launcher.assign(request, on_event=on_event)
         return replica
 
-    def _fail(self, dispatcher: Dispatcher, reason: str) -> None:
-        dispatcher.fail_all(ClusterError(f"{reason}; lost: {self._lost}"))
+    def _lose(self, reason: str) -> None:
+        """Ends what runs at once: a rank that is gone never answers."""
+        self._lost.append(reason)
+        self._dispatcher.fail_all(ClusterError("; ".join(self._lost)))
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
 from proto import control_pb2, step_pb2
 from worker.engine.leader import Leader
+from worker.hand_off import NoHandOff
 from worker.kv_memory import allocate_kv
 from worker.rank_model import build_model
 from worker.runner import ModelRunner
@@ -88,7 +89,7 @@ class LocalReplica:
                 global_rank=rank,
                 cp=groups["attn_cp"],
                 clock=clock,
-                hand_off=lambda item, wait: None,
+                hand_off=NoHandOff(),
             )
 
         self.runners = list(self._ranks.map(build, range(self._shape.world_size)))

@@ -113,7 +113,8 @@ class Leader:
         sequence = self._sequences[done.request_id]
         sequence.pending_writes -= 1
         sequence.handed_off_bytes += done.bytes
-        sequence.handoff_seconds = max(sequence.handoff_seconds, done.seconds)
+        before = sequence.write_seconds.get(done.global_rank, 0.0)
+        sequence.write_seconds[done.global_rank] = before + done.seconds
         self._end_if_quiet(sequence)
         self._admit()
 
@@ -323,7 +324,9 @@ class Leader:
 
     def _handoff_done(self, sequence: Sequence) -> control_pb2.HandoffDone:
         return control_pb2.HandoffDone(
-            request_id=sequence.request_id, bytes=sequence.handed_off_bytes, seconds=sequence.handoff_seconds
+            request_id=sequence.request_id,
+            bytes=sequence.handed_off_bytes,
+            seconds=max(sequence.write_seconds.values(), default=0.0),
         )
 
     def _load(self) -> control_pb2.Load:

@@ -38,7 +38,7 @@ class Sequence:
     last_turn: int = 0
     pending_writes: int = 0
     handed_off_bytes: int = 0
-    handoff_seconds: float = 0.0
+    write_seconds: dict[int, float] = field(default_factory=dict)
     finish_reason: str = ""
     joined: bool = field(default=False)
 
