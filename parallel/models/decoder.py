@@ -1,21 +1,54 @@
-"""The parts that the descriptions of decoder-only models share: config readers, attention's tensors, full KV."""
+"""What the descriptions of decoder-only models share: the sizes in their config, attention's tensors, full KV."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
-from parallel.models.description import CacheGroup, Part, RopeSpec, Split, StoredTensor, TensorSpec
+from parallel.models.config_values import Config, number, positive, require
+from parallel.models.description import (
+    CacheGroup,
+    ExpertSpec,
+    ModelDescription,
+    Part,
+    RopeSpec,
+    Split,
+    StoredTensor,
+    TensorSpec,
+)
 
-Config = Mapping[str, Any]
+#: The tensors of one layer, by its number.
+LayerTensors = Callable[[int], Iterable[TensorSpec]]
 
 
-def positive(config: Config, key: str, *, default: int | None = None) -> int:
-    """The positive integer at `key`; ValueError names the key and the value."""
-    value = config.get(key)
-    if value is None:
-        value = default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"config.json has {key} = {value!r}: it must be a positive integer")
-    return value
+def describe_decoder(
+    config: Config,
+    *,
+    family: str,
+    layer_tensors: LayerTensors,
+    intermediate_size: int | None,
+    experts: ExpertSpec | None = None,
+) -> ModelDescription:
+    """The description of a pre-norm decoder with full attention; ValueError names what it cannot serve."""
+    require(config, "hidden_act", "silu")
+    heads = positive(config, "num_attention_heads")
+    num_layers = positive(config, "num_hidden_layers")
+    per_layer = (spec for layer in range(num_layers) for spec in layer_tensors(layer))
+    return ModelDescription(
+        family=family,
+        num_layers=num_layers,
+        hidden_size=positive(config, "hidden_size"),
+        vocab_size=positive(config, "vocab_size"),
+        num_heads=heads,
+        num_kv_heads=positive(config, "num_key_value_heads", default=heads),
+        head_dim=head_dim(config),
+        intermediate_size=intermediate_size,
+        experts=experts,
+        norm_eps=number(config, "rms_norm_eps", least=0.0, default=1e-6),
+        rope=rope(config),
+        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+        max_positions=positive(config, "max_position_embeddings", default=2048),
+        checkpoint_dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
+        cache_groups=full_attention(num_layers=num_layers, head_size=head_dim(config)),
+        tensors=(*outer_tensors(config), *per_layer),
+    )
 
 
 def head_dim(config: Config) -> int:
@@ -33,12 +66,6 @@ def rope(config: Config) -> RopeSpec:
         raise ValueError(f"config.json asks for rope type {kind!r}: only 'default' runs yet")
     theta = parameters.get("rope_theta") or config.get("rope_theta") or 10000.0
     return RopeSpec(theta=float(theta))
-
-
-def require(config: Config, key: str, *allowed: object) -> None:
-    """ValueError unless `key` is absent or one of `allowed`: the forward computes nothing else."""
-    if key in config and config[key] not in allowed:
-        raise ValueError(f"config.json has {key} = {config[key]!r}: only {', '.join(map(repr, allowed))} runs yet")
 
 
 def full_attention(*, num_layers: int, head_size: int) -> tuple[CacheGroup, ...]:
@@ -98,4 +125,34 @@ def feed_forward_tensors(
             layer=layer,
             expert=expert,
             splits=((dim, split),),
+        )
+
+
+def dense_tensors(config: Config, *, layer: int) -> Iterator[TensorSpec]:
+    """A dense feed-forward layer under the names of the Llama family."""
+    yield from feed_forward_tensors(
+        ("gate_proj", "up_proj", "down_proj"),
+        prefix=f"model.layers.{layer}.mlp",
+        hidden=positive(config, "hidden_size"),
+        width=positive(config, "intermediate_size"),
+        layer=layer,
+        split=Split.DENSE_INTERMEDIATE,
+    )
+
+
+def expert_tensors(
+    config: Config, *, prefix: str, names: tuple[str, str, str], experts: ExpertSpec, layer: int
+) -> Iterator[TensorSpec]:
+    """The gate at `prefix`.gate and every expert's projections (`names`: gate, up, down) at `prefix`.experts.E."""
+    hidden = positive(config, "hidden_size")
+    yield TensorSpec(name=f"{prefix}.gate.weight", shape=(experts.num_experts, hidden), part=Part.LAYER, layer=layer)
+    for expert in range(experts.num_experts):
+        yield from feed_forward_tensors(
+            names,
+            prefix=f"{prefix}.experts.{expert}",
+            hidden=hidden,
+            width=experts.intermediate_size,
+            layer=layer,
+            split=Split.EXPERT_INTERMEDIATE,
+            expert=expert,
         )
