@@ -12,7 +12,7 @@ from parallel.settings import EngineSettings
 from parallel.shape import RankCoordinates, ReplicaShape
 from parallel.sharding import rank_slices, stage_layers
 from worker.blocks.parts import Parts, attention_spec
-from worker.blocks.rope import inverse_frequencies
+from worker.blocks.rope import RotaryEmbedding
 from worker.kv_memory import KvMemory
 from worker.models.decoder import Decoder
 from worker.models.registry import build_layer
@@ -53,7 +53,7 @@ def build_model(
             norm="model.norm.weight", head=embedding if description.tied_embeddings else "lm_head.weight"
         ),
         backend=backend,
-        rope_frequencies=inverse_frequencies(description.rope, head_dim=description.head_dim, device=device),
+        rope=RotaryEmbedding(description.rope, head_dim=description.head_dim, device=device),
         dtype=dtype,
         device=device,
     )

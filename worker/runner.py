@@ -11,7 +11,7 @@ from attention.interface import AttentionBackend, AttentionRows, KvWrite
 from parallel.communicator import CollectiveClock, Communicator
 from parallel.settings import EngineSettings
 from proto import step_pb2
-from worker.blocks.rope import rotation
+from worker.blocks.rope import RotaryEmbedding
 from worker.blocks.step_context import StepContext
 from worker.blocks.vocabulary import Embedding, Output
 from worker.device import completion, to_host
@@ -28,7 +28,7 @@ class RankModel:
     decoder: Decoder
     output: Output
     backend: AttentionBackend
-    rope_frequencies: torch.Tensor
+    rope: RotaryEmbedding
     dtype: torch.dtype
     device: torch.device
 
@@ -99,7 +99,7 @@ class ModelRunner:
         model = self._model
         exchange = self._plan_exchange(rows)
         positions = torch.from_numpy(rows.positions).to(model.device, non_blocking=True)
-        cos, sin = rotation(positions, model.rope_frequencies, dtype=model.dtype)
+        cos, sin = model.rope(positions, dtype=model.dtype)
         return StepContext(
             cos=cos,
             sin=sin,

@@ -8,11 +8,11 @@ from parallel.models.description import (
     ExpertSpec,
     ModelDescription,
     Part,
-    RopeSpec,
     Split,
     StoredTensor,
     TensorSpec,
 )
+from parallel.models.rope import read_rope
 
 #: The tensors of one layer, by its number.
 LayerTensors = Callable[[int], Iterable[TensorSpec]]
@@ -25,6 +25,7 @@ def describe_decoder(
     layer_tensors: LayerTensors,
     intermediate_size: int | None,
     experts: ExpertSpec | None = None,
+    default_theta: float = 10000.0,
 ) -> ModelDescription:
     """The description of a pre-norm decoder with full attention; ValueError names what it cannot serve."""
     require(config, "hidden_act", "silu")
@@ -42,9 +43,8 @@ def describe_decoder(
         intermediate_size=intermediate_size,
         experts=experts,
         norm_eps=number(config, "rms_norm_eps", least=0.0, default=1e-6),
-        rope=rope(config),
+        rope=read_rope(config, head_dim=head_dim(config), default_theta=default_theta),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        max_positions=positive(config, "max_position_embeddings", default=2048),
         checkpoint_dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
         cache_groups=full_attention(num_layers=num_layers, head_size=head_dim(config)),
         tensors=(*outer_tensors(config), *per_layer),
@@ -56,16 +56,6 @@ def head_dim(config: Config) -> int:
     return positive(
         config, "head_dim", default=positive(config, "hidden_size") // positive(config, "num_attention_heads")
     )
-
-
-def rope(config: Config) -> RopeSpec:
-    """The rotary embedding, from `rope_parameters` or the older `rope_theta` and `rope_scaling`."""
-    parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind != "default":
-        raise ValueError(f"config.json asks for rope type {kind!r}: only 'default' runs yet")
-    theta = parameters.get("rope_theta") or config.get("rope_theta") or 10000.0
-    return RopeSpec(theta=float(theta))
 
 
 def full_attention(*, num_layers: int, head_size: int) -> tuple[CacheGroup, ...]:

@@ -29,5 +29,10 @@ def describe(config: dict[str, Any]) -> ModelDescription:
         yield from expert_tensors(config, prefix=prefix, names=("w1", "w3", "w2"), experts=experts, layer=layer)
 
     return describe_decoder(
-        config, family="mixtral", layer_tensors=layer_tensors, intermediate_size=None, experts=experts
+        config,
+        family="mixtral",
+        layer_tensors=layer_tensors,
+        intermediate_size=None,
+        experts=experts,
+        default_theta=1e6,
     )

@@ -27,6 +27,36 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": None,
     "initializer_range": 0.25,
 }
+#: Beyond this position a scaled rope differs from the default, or cannot be served; less than the longest prompt.
+ORIGINAL_POSITIONS = 256
+_ORIGINAL: dict[str, Any] = {"original_max_position_embeddings": ORIGINAL_POSITIONS}
+#: Llama's changes for each rope kind. The last two are served to their original length alone, so it is longer.
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {
+        "max_position_embeddings": ORIGINAL_POSITIONS,
+        "rope_parameters": {"rope_type": "linear", "factor": 4.0},
+    },
+    "yarn": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, **_ORIGINAL}},
+    "llama3": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "rope_theta": 5e5,
+            **_ORIGINAL,
+        },
+    },
+    "dynamic": {"max_position_embeddings": 640, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},
+    "longrope": {
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "short_factor": [1.0, 1.1, 1.3, 1.6, 2.0, 2.5, 3.0, 4.0],
+            "long_factor": [1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0],
+            "original_max_position_embeddings": 640,
+        },
+    },
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +91,15 @@ def tiny_llama(folder: Path) -> Oracle:
     """A random Llama with tied embeddings."""
     torch.manual_seed(1)
     return _save(LlamaForCausalLM(LlamaConfig(**_SIZES, intermediate_size=80, tie_word_embeddings=True)), folder)
+
+
+def tiny_scaled_llama(folder: Path, *, rope: str) -> Oracle:
+    """A random Llama with a rope of `ROPES`."""
+    torch.manual_seed(3)
+    changes = ROPES[rope]
+    parameters = {"rope_theta": 10000.0, **changes["rope_parameters"]}
+    config = LlamaConfig(**{**_SIZES, **changes, "rope_parameters": parameters}, intermediate_size=80)
+    return _save(LlamaForCausalLM(config), folder)
 
 
 def tiny_mixtral(folder: Path) -> Oracle:

@@ -40,7 +40,6 @@ def test_tensor_names_are_distinct() -> None:
         ({"num_hidden_layers": True}, "num_hidden_layers = True"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu': only 'silu' runs yet"),
         ({"attention_bias": True}, "attention_bias = True: only False runs yet"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn'"),
         ({"num_experts_per_tok": 9}, "num_experts_per_tok = 9, more than num_local_experts = 8"),
         ({"sliding_window": 128}, "sliding_window = 128"),
     ],
