@@ -46,7 +46,7 @@ def build_model(
     parts = Parts(description, weights=weights, groups=groups, memory=memory, spec=spec, backend=backend)
     layers = stage_layers(description, pp=shape.pp, pp_rank=coordinates.pp_rank)
     embedding = "model.embed_tokens.weight"
-    return RankModel(
+    model = RankModel(
         embedding=parts.embedding(embedding),
         decoder=Decoder(layers=[build_layer(parts, layer=layer) for layer in layers]),
         output=parts.output(
@@ -57,6 +57,9 @@ def build_model(
         dtype=dtype,
         device=device,
     )
+    # A bias or a norm that the forward forgets would only make the tokens worse.
+    assert not weights.unread, f"the forward of {description.family} leaves {sorted(weights.unread)} unread"
+    return model
 
 
 def resolve_dtype(name: str) -> torch.dtype:

@@ -76,8 +76,8 @@ def outer_tensors(config: Config) -> Iterator[TensorSpec]:
         yield TensorSpec(name="lm_head.weight", shape=(vocabulary, hidden), part=Part.OUTPUT, splits=by_vocabulary)
 
 
-def attention_tensors(config: Config, *, layer: int) -> Iterator[TensorSpec]:
-    """The two norms of a layer and its four projections."""
+def attention_tensors(config: Config, *, layer: int, qkv_bias: bool = False) -> Iterator[TensorSpec]:
+    """The two norms of a layer and its four projections; a bias is cut over ranks as its weight's rows are."""
     hidden, size = positive(config, "hidden_size"), head_dim(config)
     heads = positive(config, "num_attention_heads")
     kv_heads = positive(config, "num_key_value_heads", default=heads)
@@ -93,6 +93,10 @@ def attention_tensors(config: Config, *, layer: int) -> Iterator[TensorSpec]:
         yield TensorSpec(
             name=f"{prefix}.self_attn.{name}.weight", shape=shape, part=Part.LAYER, layer=layer, splits=(split,)
         )
+        if qkv_bias and name != "o_proj":
+            yield TensorSpec(
+                name=f"{prefix}.self_attn.{name}.bias", shape=shape[:1], part=Part.LAYER, layer=layer, splits=(split,)
+            )
 
 
 def feed_forward_tensors(

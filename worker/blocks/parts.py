@@ -1,6 +1,6 @@
 """Makes the parallel parts of one rank's model out of its weights. Forwards name tensors; the splits are here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -50,10 +50,13 @@ class Parts:
         """The last norm and the output product."""
         return Output(norm=self.norm(norm), head=make_linear([self._weights[head]]))
 
-    def attention(self, prefix: str, *, layer: int) -> AttentionBlock:
+    def attention(self, prefix: str, *, layer: int, qkv_bias: bool = False) -> AttentionBlock:
         """The attention of the model's layer `layer`, with q_proj, k_proj, v_proj and o_proj under `prefix`."""
+        qkv = [f"{prefix}.{name}" for name in ("q_proj", "k_proj", "v_proj")]
         return AttentionBlock(
-            qkv=self._linear(*(f"{prefix}.{name}.weight" for name in ("q_proj", "k_proj", "v_proj"))),
+            qkv=self._linear(
+                *(f"{name}.weight" for name in qkv), biases=[f"{name}.bias" for name in qkv] if qkv_bias else []
+            ),
             output=self._linear(f"{prefix}.o_proj.weight"),
             spec=self._spec,
             backend=self._backend,
@@ -86,8 +89,10 @@ class Parts:
             experts=TorchExperts(first=own[0], gate_up=gate_up, down=down),
         )
 
-    def _linear(self, *names: str) -> Linear:
-        return make_linear([self._weights.pop(name) for name in names])
+    def _linear(self, *names: str, biases: Sequence[str] = ()) -> Linear:
+        return make_linear(
+            [self._weights.pop(name) for name in names], biases=[self._weights.pop(name) for name in biases]
+        )
 
     @staticmethod
     def _tensor_of(expert: str, index: int, name: str) -> str:
