@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.checkpoints import Oracle, tiny_llama, tiny_mixtral
+from tests.harness.checkpoints import Oracle, tiny_llama, tiny_mixtral, tiny_qwen2
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +17,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
 def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     """A random tiny Mixtral, 2 of 8 experts."""
     return tiny_mixtral(tmp_path_factory.mktemp("mixtral"))
+
+
+@pytest.fixture(scope="session")
+def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    """A random tiny Qwen2, its biases drawn too."""
+    return tiny_qwen2(tmp_path_factory.mktemp("qwen2"))
 
 
 @pytest.fixture

@@ -31,6 +31,11 @@ def mixtral(**changes: object) -> dict[str, Any]:
     return {**TINY, "model_type": "mixtral", **experts, **changes}
 
 
+def qwen2(**changes: object) -> dict[str, Any]:
+    """The config of a tiny dense model with biases, its windows named and off."""
+    return {**TINY, "model_type": "qwen2", "use_sliding_window": False, "sliding_window": 64, **changes}
+
+
 def describe(config: dict[str, Any]) -> ModelDescription:
     """The description that the family of `config` gives it."""
     return FAMILIES[config["model_type"]](config)

@@ -58,6 +58,14 @@ def head_dim(config: Config) -> int:
     )
 
 
+def require_full_attention(config: Config) -> None:
+    """ValueError where a config that knows sliding windows enables them; one that is named but off is accepted."""
+    require(config, "use_sliding_window", False)
+    for layer, kind in enumerate(config.get("layer_types") or ()):
+        if kind != "full_attention":
+            raise ValueError(f"config.json has layer_types[{layer}] = {kind!r}: only 'full_attention' runs yet")
+
+
 def full_attention(*, num_layers: int, head_size: int) -> tuple[CacheGroup, ...]:
     """One cache group: K and V of every KV head for each token, in every layer."""
     stored = tuple(StoredTensor(name=name, size=head_size, per_head=True) for name in ("k", "v"))

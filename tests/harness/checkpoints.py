@@ -11,7 +11,15 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 VOCAB_SIZE = 211
 _SIZES: dict[str, Any] = {
@@ -115,9 +123,25 @@ def tiny_mixtral(folder: Path) -> Oracle:
     return _save(model, folder)
 
 
+def tiny_qwen2(folder: Path) -> Oracle:
+    """A random Qwen2."""
+    torch.manual_seed(4)
+    config = Qwen2Config(**_SIZES, intermediate_size=80)
+    return _save(_with_random_vectors(Qwen2ForCausalLM(config)), folder)
+
+
 def from_folder(folder: Path, model_class: Any) -> Oracle:
     """A checkpoint that is there already."""
     return Oracle(folder, model_class.from_pretrained(folder, dtype=torch.float32).eval())
+
+
+@torch.no_grad()
+def _with_random_vectors(model: Any) -> Any:
+    """Biases and the weights of norms drawn anew: a fresh model's are 0 and 1, so that one left out would not show."""
+    for name, vector in model.named_parameters():
+        if vector.ndim == 1:
+            vector.copy_(torch.randn_like(vector) * 0.5 if name.endswith("bias") else torch.rand_like(vector) + 0.5)
+    return model
 
 
 def _save(model: Any, folder: Path) -> Oracle:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from parallel.models.registry import describe_checkpoint
-from tests.tiny_models import describe, llama, mixtral, write_config
+from tests.tiny_models import describe, llama, mixtral, qwen2, write_config
 
 
 def test_a_dense_model_has_a_width_and_no_experts() -> None:
@@ -27,7 +27,7 @@ def test_a_tied_output_has_no_tensor_of_its_own() -> None:
 
 
 def test_tensor_names_are_distinct() -> None:
-    for config in (llama(), mixtral()):
+    for config in (llama(), mixtral(), qwen2()):
         names = [spec.name for spec in describe(config).tensors]
         assert len(names) == len(set(names))
 
@@ -50,9 +50,23 @@ def test_what_the_engine_does_not_compute_is_refused(changes: dict[str, object],
     assert sentence in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"use_sliding_window": True}, "use_sliding_window = True: only False runs yet"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types[1] = 'sliding_attention'"),
+    ],
+)
+def test_windows_that_are_on_are_refused(changes: dict[str, object], sentence: str) -> None:
+    assert describe(qwen2()).cache_groups == describe(llama()).cache_groups
+    with pytest.raises(ValueError) as caught:
+        describe(qwen2(**changes))
+    assert sentence in str(caught.value)
+
+
 def test_an_unknown_family_is_refused_with_those_that_run(tmp_path: Path) -> None:
     write_config(tmp_path, llama(model_type="gpt2"))
-    with pytest.raises(ValueError, match="model_type 'gpt2': the families that run are llama, mixtral"):
+    with pytest.raises(ValueError, match="model_type 'gpt2': the families that run are llama, mixtral, "):
         describe_checkpoint(tmp_path)
 
 

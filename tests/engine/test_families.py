@@ -1,0 +1,27 @@
+"""Every family gives transformers' logits on the step path, from one rank and from several."""
+
+from contextlib import closing
+
+import pytest
+
+from attention.torch_backend import TorchAttentionBackend
+from parallel.settings import EngineSettings
+from tests.engine.test_parity import prompts
+from tests.harness.checkpoints import Oracle
+from tests.harness.local_replica import LocalReplica
+from tests.harness.parity import assert_replica_agrees
+
+NUM_TOKENS = 16
+SETTINGS = EngineSettings(page_size=16, max_batch_tokens=250, max_sequences=16, kv_tokens=4096)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("dp", "cp", "count"), [(1, 1, NUM_TOKENS), (2, 1, NUM_TOKENS), (1, 2, 1)])
+@pytest.mark.parametrize("family", ["qwen2"])
+def test_a_family_gives_transformers_logits(
+    family: str, dp: int, cp: int, count: int, request: pytest.FixtureRequest
+) -> None:
+    oracle: Oracle = request.getfixturevalue(family)
+    replica = LocalReplica(oracle.folder, settings=SETTINGS, make_backend=TorchAttentionBackend, dp=dp, cp=cp)
+    with closing(replica):
+        assert_replica_agrees(replica, oracle, prompts(), n=count)
