@@ -84,14 +84,21 @@ def outer_tensors(config: Config) -> Iterator[TensorSpec]:
         yield TensorSpec(name="lm_head.weight", shape=(vocabulary, hidden), part=Part.OUTPUT, splits=by_vocabulary)
 
 
-def attention_tensors(config: Config, *, layer: int, qkv_bias: bool = False) -> Iterator[TensorSpec]:
-    """The two norms of a layer and its four projections; a bias is cut over ranks as its weight's rows are."""
+def attention_tensors(
+    config: Config, *, layer: int, qkv_bias: bool = False, qk_norm: bool = False
+) -> Iterator[TensorSpec]:
+    """The two norms of a layer and its four projections; a bias is cut over ranks as its weight's rows are.
+
+    `qk_norm` adds the norms over one head of q and of k, which every rank holds whole.
+    """
     hidden, size = positive(config, "hidden_size"), head_dim(config)
     heads = positive(config, "num_attention_heads")
     kv_heads = positive(config, "num_key_value_heads", default=heads)
     prefix = f"model.layers.{layer}"
     for norm in ("input_layernorm", "post_attention_layernorm"):
         yield TensorSpec(name=f"{prefix}.{norm}.weight", shape=(hidden,), part=Part.LAYER, layer=layer)
+    for norm in ("self_attn.q_norm", "self_attn.k_norm") if qk_norm else ():
+        yield TensorSpec(name=f"{prefix}.{norm}.weight", shape=(size,), part=Part.LAYER, layer=layer)
     for name, shape, split in (
         ("q_proj", (heads * size, hidden), (0, Split.QUERY_HEADS)),
         ("k_proj", (kv_heads * size, hidden), (0, Split.KV_HEADS)),
