@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.checkpoints import Oracle, tiny_llama, tiny_mixtral, tiny_qwen2
+from tests.harness.checkpoints import Oracle, tiny_llama, tiny_mixtral, tiny_qwen2, tiny_qwen3
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +23,12 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
 def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     """A random tiny Qwen2, its biases drawn too."""
     return tiny_qwen2(tmp_path_factory.mktemp("qwen2"))
+
+
+@pytest.fixture(scope="session")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    """A random tiny Qwen3, the weights of its norms drawn too."""
+    return tiny_qwen3(tmp_path_factory.mktemp("qwen3"))
 
 
 @pytest.fixture

@@ -36,6 +36,11 @@ def qwen2(**changes: object) -> dict[str, Any]:
     return {**TINY, "model_type": "qwen2", "use_sliding_window": False, "sliding_window": 64, **changes}
 
 
+def qwen3(**changes: object) -> dict[str, Any]:
+    """The config of a tiny dense model with norms over heads."""
+    return {**TINY, "model_type": "qwen3", "use_sliding_window": False, "sliding_window": None, **changes}
+
+
 def describe(config: dict[str, Any]) -> ModelDescription:
     """The description that the family of `config` gives it."""
     return FAMILIES[config["model_type"]](config)

@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
-from parallel.models import llama, mixtral, qwen2
+from parallel.models import llama, mixtral, qwen2, qwen3
 from parallel.models.description import Describe, ModelDescription
 
 FAMILIES: dict[str, Describe] = {
     "llama": llama.describe,
     "mixtral": mixtral.describe,
     "qwen2": qwen2.describe,
+    "qwen3": qwen3.describe,
 }
 
 

@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 VOCAB_SIZE = 211
@@ -38,13 +40,14 @@ _SIZES: dict[str, Any] = {
 #: Beyond this position a scaled rope differs from the default, or cannot be served; less than the longest prompt.
 ORIGINAL_POSITIONS = 256
 _ORIGINAL: dict[str, Any] = {"original_max_position_embeddings": ORIGINAL_POSITIONS}
+_YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, **_ORIGINAL}
 #: Llama's changes for each rope kind. The last two are served to their original length alone, so it is longer.
 ROPES: dict[str, dict[str, Any]] = {
     "linear": {
         "max_position_embeddings": ORIGINAL_POSITIONS,
         "rope_parameters": {"rope_type": "linear", "factor": 4.0},
     },
-    "yarn": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, **_ORIGINAL}},
+    "yarn": {"rope_parameters": _YARN},
     "llama3": {
         "rope_parameters": {
             "rope_type": "llama3",
@@ -128,6 +131,13 @@ def tiny_qwen2(folder: Path) -> Oracle:
     torch.manual_seed(4)
     config = Qwen2Config(**_SIZES, intermediate_size=80)
     return _save(_with_random_vectors(Qwen2ForCausalLM(config)), folder)
+
+
+def tiny_qwen3(folder: Path) -> Oracle:
+    """A random Qwen3; its heads together are wider than its rows (as _SIZES has it), and its rope is scaled."""
+    torch.manual_seed(5)
+    config = Qwen3Config(**_SIZES, intermediate_size=80, rope_parameters={"rope_theta": 1e4, **_YARN})
+    return _save(_with_random_vectors(Qwen3ForCausalLM(config)), folder)
 
 
 def from_folder(folder: Path, model_class: Any) -> Oracle:

@@ -1,11 +1,12 @@
 """Descriptions of models: what a config.json may say, and what is refused with the key and the value."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from parallel.models.registry import describe_checkpoint
-from tests.tiny_models import describe, llama, mixtral, qwen2, write_config
+from tests.tiny_models import describe, llama, mixtral, qwen2, qwen3, write_config
 
 
 def test_a_dense_model_has_a_width_and_no_experts() -> None:
@@ -27,7 +28,7 @@ def test_a_tied_output_has_no_tensor_of_its_own() -> None:
 
 
 def test_tensor_names_are_distinct() -> None:
-    for config in (llama(), mixtral(), qwen2()):
+    for config in (llama(), mixtral(), qwen2(), qwen3()):
         names = [spec.name for spec in describe(config).tensors]
         assert len(names) == len(set(names))
 
@@ -57,11 +58,26 @@ def test_what_the_engine_does_not_compute_is_refused(changes: dict[str, object],
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types[1] = 'sliding_attention'"),
     ],
 )
-def test_windows_that_are_on_are_refused(changes: dict[str, object], sentence: str) -> None:
-    assert describe(qwen2()).cache_groups == describe(llama()).cache_groups
+@pytest.mark.parametrize("family", [qwen2, qwen3])
+def test_windows_that_are_on_are_refused(
+    family: Callable[..., dict[str, object]], changes: dict[str, object], sentence: str
+) -> None:
+    assert describe(family()).cache_groups == describe(llama()).cache_groups
     with pytest.raises(ValueError) as caught:
-        describe(qwen2(**changes))
+        describe(family(**changes))
     assert sentence in str(caught.value)
+
+
+def test_a_norm_over_heads_has_the_size_of_one_and_is_not_cut() -> None:
+    norms = [spec for spec in describe(qwen3()).tensors if spec.name.endswith(("q_norm.weight", "k_norm.weight"))]
+    assert len(norms) == 2 * 4
+    assert all(spec.shape == (4,) and not spec.splits for spec in norms)
+
+
+def test_a_head_size_that_is_left_out_is_the_familys_own() -> None:
+    left_out = {key: value for key, value in qwen3().items() if key != "head_dim"}
+    assert describe(left_out).head_dim == 128
+    assert describe({**left_out, "model_type": "llama"}).head_dim == 32 // 8
 
 
 def test_an_unknown_family_is_refused_with_those_that_run(tmp_path: Path) -> None:
