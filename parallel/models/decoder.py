@@ -25,7 +25,6 @@ def describe_decoder(
     layer_tensors: LayerTensors,
     intermediate_size: int | None,
     experts: ExpertSpec | None = None,
-    default_theta: float = 10000.0,
 ) -> ModelDescription:
     """The description of a pre-norm decoder with full attention; ValueError names what it cannot serve."""
     require(config, "hidden_act", "silu")
@@ -43,7 +42,7 @@ def describe_decoder(
         intermediate_size=intermediate_size,
         experts=experts,
         norm_eps=number(config, "rms_norm_eps", least=0.0, default=1e-6),
-        rope=read_rope(config, head_dim=head_dim(config), default_theta=default_theta),
+        rope=read_rope(config, head_dim=head_dim(config)),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
         checkpoint_dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
         cache_groups=full_attention(num_layers=num_layers, head_size=head_dim(config)),
@@ -147,21 +146,3 @@ def dense_tensors(config: Config, *, layer: int) -> Iterator[TensorSpec]:
         layer=layer,
         split=Split.DENSE_INTERMEDIATE,
     )
-
-
-def expert_tensors(
-    config: Config, *, prefix: str, names: tuple[str, str, str], experts: ExpertSpec, layer: int
-) -> Iterator[TensorSpec]:
-    """The gate at `prefix`.gate and every expert's projections (`names`: gate, up, down) at `prefix`.experts.E."""
-    hidden = positive(config, "hidden_size")
-    yield TensorSpec(name=f"{prefix}.gate.weight", shape=(experts.num_experts, hidden), part=Part.LAYER, layer=layer)
-    for expert in range(experts.num_experts):
-        yield from feed_forward_tensors(
-            names,
-            prefix=f"{prefix}.experts.{expert}",
-            hidden=hidden,
-            width=experts.intermediate_size,
-            layer=layer,
-            split=Split.EXPERT_INTERMEDIATE,
-            expert=expert,
-        )

@@ -120,16 +120,25 @@ class RopeSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSpec:
-    """The experts of each layer: `top_k` of `num_experts` chosen by softmax and renormalised to sum to one."""
+    """The experts of each of `layers`: `top_k` of `num_experts` chosen by softmax.
+
+    Their weights are the softmax's, `renormalise`d to sum to one or as they are.
+    """
 
     num_experts: int
     top_k: int
     intermediate_size: int
+    layers: tuple[int, ...]
+    renormalise: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDescription:
-    """One model. Exactly one of `intermediate_size` and `experts` is set; heads are counts of the whole model."""
+    """One model; heads are counts of the whole.
+
+    `intermediate_size` is the width of layers without experts, None where there are none; `experts` None where no layer
+    has any. A model with layers of both kinds has both.
+    """
 
     family: str
     num_layers: int
@@ -151,6 +160,10 @@ class ModelDescription:
     def max_positions(self) -> int:
         """The most tokens that a sequence may have, prompt and output together."""
         return self.rope.max_positions
+
+    def has_experts(self, *, layer: int) -> bool:
+        """Whether layer `layer` has experts in place of a dense feed-forward."""
+        return self.experts is not None and layer in self.experts.layers
 
 
 #: Builds a description from the values of a checkpoint's config.json; ValueError names the key that it cannot serve.

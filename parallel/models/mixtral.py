@@ -4,24 +4,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from parallel.models.config_values import positive, require
-from parallel.models.decoder import attention_tensors, describe_decoder, expert_tensors
-from parallel.models.description import ExpertSpec, ModelDescription, TensorSpec
+from parallel.models.decoder import attention_tensors, describe_decoder
+from parallel.models.description import ModelDescription, TensorSpec
+from parallel.models.experts import expert_spec, expert_tensors
+
+#: What a config may leave out.
+_DEFAULTS = {"num_local_experts": 8, "num_experts_per_tok": 2, "rope_theta": 1e6, "rms_norm_eps": 1e-5}
 
 
 def describe(config: dict[str, Any]) -> ModelDescription:
     """The description of a checkpoint with model_type `mixtral`."""
+    config = {**_DEFAULTS, **config}
     require(config, "sliding_window", None)
     require(config, "attention_bias", False)
-    experts = ExpertSpec(
-        num_experts=positive(config, "num_local_experts", default=8),
-        top_k=positive(config, "num_experts_per_tok", default=2),
-        intermediate_size=positive(config, "intermediate_size"),
-    )
-    if experts.top_k > experts.num_experts:
-        raise ValueError(
-            f"config.json has num_experts_per_tok = {experts.top_k}, "
-            f"more than num_local_experts = {experts.num_experts}"
-        )
+    layers = range(positive(config, "num_hidden_layers"))
+    experts = expert_spec(config, width_key="intermediate_size", layers=layers, renormalise=True)
 
     def layer_tensors(layer: int) -> Iterator[TensorSpec]:
         yield from attention_tensors(config, layer=layer)
@@ -29,10 +26,5 @@ def describe(config: dict[str, Any]) -> ModelDescription:
         yield from expert_tensors(config, prefix=prefix, names=("w1", "w3", "w2"), experts=experts, layer=layer)
 
     return describe_decoder(
-        config,
-        family="mixtral",
-        layer_tensors=layer_tensors,
-        intermediate_size=None,
-        experts=experts,
-        default_theta=1e6,
+        config, family="mixtral", layer_tensors=layer_tensors, intermediate_size=None, experts=experts
     )

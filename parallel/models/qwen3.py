@@ -7,12 +7,13 @@ from parallel.models.config_values import positive, require
 from parallel.models.decoder import attention_tensors, dense_tensors, describe_decoder, require_full_attention
 from parallel.models.description import ModelDescription, TensorSpec
 
-_HEAD_DIM = 128
+#: What a config may leave out.
+_DEFAULTS = {"head_dim": 128}
 
 
 def describe(config: dict[str, Any]) -> ModelDescription:
     """The description of a checkpoint with model_type `qwen3`."""
-    config = {"head_dim": _HEAD_DIM, **config}
+    config = {**_DEFAULTS, **config}
     require_full_attention(config)
     require(config, "attention_bias", False)
 

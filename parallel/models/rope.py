@@ -16,9 +16,9 @@ from parallel.models.description import FrequencyFactors, LinearScaling, Llama3S
 Reader = Callable[..., RopeSpec]
 
 
-def read_rope(config: Config, *, head_dim: int, default_theta: float) -> RopeSpec:
+def read_rope(config: Config, *, head_dim: int) -> RopeSpec:
     """The rotary embedding of `rope_parameters`, or of the older `rope_theta` and `rope_scaling`."""
-    parameters = _parameters(config, default_theta=default_theta)
+    parameters = _parameters(config)
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if not isinstance(kind, str) or kind not in _READERS:
         raise ValueError(f"config.json asks for rope type {kind!r}: those that run are {', '.join(_READERS)}")
@@ -33,7 +33,7 @@ def read_rope(config: Config, *, head_dim: int, default_theta: float) -> RopeSpe
         raise ValueError(f"{error} (rope type {kind!r})") from error
 
 
-def _parameters(config: Config, *, default_theta: float) -> dict[str, Any]:
+def _parameters(config: Config) -> dict[str, Any]:
     """The parameters of the rotary embedding with what transformers takes from beside them."""
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(given, dict):
@@ -49,7 +49,7 @@ def _parameters(config: Config, *, default_theta: float) -> dict[str, Any]:
             raise ValueError(f"config.json has partial_rotary_factor = {found!r}: only whole heads are rotated yet")
     trained = positive(config, _TRAINED, default=2048)
     original = config.get(_ORIGINAL) or given.get(_ORIGINAL) or trained
-    beside = {"rope_theta": config.get("rope_theta") or default_theta}
+    beside = {"rope_theta": config.get("rope_theta") or 10000.0}
     return {**beside, **given, _TRAINED: trained, _ORIGINAL: original}
 
 

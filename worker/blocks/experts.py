@@ -11,15 +11,18 @@ from worker.blocks.step_context import StepContext
 class ExpertBlock:
     """Takes rows as they are, whatever the attention mesh; ranks without rows step with the same sizes."""
 
-    def __init__(self, *, gate: Linear, top_k: int, dispatcher: Dispatcher, experts: TorchExperts) -> None:
+    def __init__(
+        self, *, gate: Linear, top_k: int, renormalise: bool, dispatcher: Dispatcher, experts: TorchExperts
+    ) -> None:
         self._gate = gate
         self._top_k = top_k
+        self._renormalise = renormalise
         self._dispatcher = dispatcher
         self._experts = experts
 
     def __call__(self, x_TH: torch.Tensor, context: StepContext) -> torch.Tensor:
         """Collective over the block: x [T, H] to this block's contribution [T, H]."""
-        ids, weights = choose_experts(self._gate(x_TH), top_k=self._top_k)
+        ids, weights = choose_experts(self._gate(x_TH), top_k=self._top_k, renormalise=self._renormalise)
         rows = self._dispatcher.dispatch(x_TH, ids, weights, padded_rows=context.padded_rows)
         partial = self._experts.run(rows.x, rows.ids, rows.weights)
         return self._dispatcher.combine(partial, num_rows=x_TH.shape[0])

@@ -87,6 +87,7 @@ class Parts:
         return ExpertBlock(
             gate=make_linear([self._weights.pop(gate)]),
             top_k=experts.top_k,
+            renormalise=experts.renormalise,
             dispatcher=create_dispatcher(self._groups["block"]),
             experts=TorchExperts(first=own[0], gate_up=gate_up, down=down),
         )
