@@ -17,7 +17,7 @@ SETTINGS = EngineSettings(page_size=16, max_batch_tokens=250, max_sequences=16, 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("dp", "cp", "count"), [(1, 1, NUM_TOKENS), (2, 1, NUM_TOKENS), (1, 2, 1)])
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe", "qwen3_moe_sparse"])
 def test_a_family_gives_transformers_logits(
     family: str, dp: int, cp: int, count: int, request: pytest.FixtureRequest
 ) -> None:

@@ -21,6 +21,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 VOCAB_SIZE = 211
@@ -119,11 +121,7 @@ def tiny_mixtral(folder: Path) -> Oracle:
     sizes = {**_SIZES, "initializer_range": 0.12}
     config = MixtralConfig(**sizes, intermediate_size=40, num_local_experts=8, num_experts_per_tok=2)
     model = MixtralForCausalLM(config)
-    skew = torch.linspace(0.5, 3.0, 8).unsqueeze(1)
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.mlp.gate.weight.mul_(skew * 2)
-    return _save(model, folder)
+    return _save(_with_skewed_gates(model), folder)
 
 
 def tiny_qwen2(folder: Path) -> Oracle:
@@ -140,6 +138,14 @@ def tiny_qwen3(folder: Path) -> Oracle:
     return _save(_with_random_vectors(Qwen3ForCausalLM(config)), folder)
 
 
+def tiny_qwen3_moe(folder: Path, **changes: Any) -> Oracle:
+    """A random Qwen3-MoE with 3 of 8 experts and skewed gates; `changes` to its config say which layers are dense."""
+    torch.manual_seed(6)
+    sizes = {**_SIZES, "initializer_range": 0.12, "intermediate_size": 80, "moe_intermediate_size": 40}
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, num_experts=8, num_experts_per_tok=3, **changes))
+    return _save(_with_skewed_gates(_with_random_vectors(model)), folder)
+
+
 def from_folder(folder: Path, model_class: Any) -> Oracle:
     """A checkpoint that is there already."""
     return Oracle(folder, model_class.from_pretrained(folder, dtype=torch.float32).eval())
@@ -151,6 +157,16 @@ def _with_random_vectors(model: Any) -> Any:
     for name, vector in model.named_parameters():
         if vector.ndim == 1:
             vector.copy_(torch.randn_like(vector) * 0.5 if name.endswith("bias") else torch.rand_like(vector) + 0.5)
+    return model
+
+
+@torch.no_grad()
+def _with_skewed_gates(model: Any) -> Any:
+    """Gates that send most rows to some of 8 experts, and few or none to others."""
+    skew = torch.linspace(1.0, 6.0, 8).unsqueeze(1)
+    for name, weight in model.named_parameters():
+        if name.endswith("mlp.gate.weight"):
+            weight.mul_(skew)
     return model
 
 

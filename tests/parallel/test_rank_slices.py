@@ -19,13 +19,14 @@ from parallel.sharding import (
     rank_slices,
     stage_layers,
 )
-from tests.tiny_models import describe, llama, mixtral, qwen2, qwen3
+from tests.tiny_models import describe, llama, mixtral, qwen2, qwen3, qwen3_moe
 
 # Uneven on purpose: 50 words and a width of 20 are not divisible by 8, 3 KV heads meet 9 query heads.
 DENSE = describe(llama())
 MOE = describe(mixtral())
 TIED = describe(mixtral(tie_word_embeddings=True))
 BIASED = describe(qwen2())
+MIXED = describe(qwen3_moe(mlp_only_layers=[1]))
 NORMED = describe(qwen3())
 THREE_KV_HEADS = describe(llama(num_attention_heads=9, num_key_value_heads=3))
 
@@ -52,7 +53,7 @@ def moe_shapes() -> list[ReplicaShape]:
 CASES = [
     *((model, shape) for model in (DENSE, BIASED, NORMED) for shape in dense_shapes()),
     *((THREE_KV_HEADS, shape) for shape in dense_shapes((1, 3, 9))),
-    *((model, shape) for model in (MOE, TIED) for shape in moe_shapes()),
+    *((model, shape) for model in (MOE, TIED, MIXED) for shape in moe_shapes()),
 ]
 
 
