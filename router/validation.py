@@ -79,7 +79,8 @@ class RequestValidator:
         """Refuses by size what no tokenisation could make short enough, before the time to tokenise it is spent."""
         size, limit = len(text.encode()), self.description.max_positions * self.text.longest_token_bytes
         if size > limit:
-            raise _invalid(field, f"{size} bytes", f"at most {limit} bytes: {self.description.max_positions} tokens")
+            tokens = f"{self.description.max_positions} tokens{self._why()}"
+            raise _invalid(field, f"{size} bytes", f"at most {limit} bytes: {tokens}")
 
     def _in_vocabulary(self, field: str, ids: Iterable[int]) -> list[int]:
         found = list(ids)
