@@ -28,7 +28,9 @@ class RequestValidator:
         prompt_ids = self._prompt_ids(request)
         limit = self.description.max_positions
         if len(prompt_ids) >= limit:
-            raise _invalid("prompt", f"{len(prompt_ids)} tokens", f"1 to {limit - 1} tokens for this model")
+            raise _invalid(
+                "prompt", f"{len(prompt_ids)} tokens", f"1 to {limit - 1} tokens for this model{self._why()}"
+            )
         params = request.sampling
         asked = params.max_new_tokens if params.HasField("max_new_tokens") else DEFAULT_MAX_NEW_TOKENS
         if asked < 1:
@@ -41,6 +43,11 @@ class RequestValidator:
             stop_token_ids=eos | frozenset(self._in_vocabulary("sampling.stop_token_ids", params.stop_token_ids)),
             sampling=self._sampling(params),
         )
+
+    def _why(self) -> str:
+        """Why the model's own length is not served, where it is not."""
+        reason = self.description.rope.limit_reason
+        return f" ({reason})" if reason else ""
 
     def _prompt_ids(self, request: inference_pb2.GenerateRequest) -> list[int]:
         kind = request.WhichOneof("prompt")
@@ -72,7 +79,8 @@ class RequestValidator:
         """Refuses by size what no tokenisation could make short enough, before the time to tokenise it is spent."""
         size, limit = len(text.encode()), self.description.max_positions * self.text.longest_token_bytes
         if size > limit:
-            raise _invalid(field, f"{size} bytes", f"at most {limit} bytes: {self.description.max_positions} tokens")
+            tokens = f"{self.description.max_positions} tokens{self._why()}"
+            raise _invalid(field, f"{size} bytes", f"at most {limit} bytes: {tokens}")
 
     def _in_vocabulary(self, field: str, ids: Iterable[int]) -> list[int]:
         found = list(ids)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.checkpoints import Oracle, tiny_llama, tiny_mixtral
+from tests.harness.checkpoints import Oracle, tiny_llama, tiny_mixtral, tiny_qwen2, tiny_qwen3, tiny_qwen3_moe
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +17,32 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
 def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     """A random tiny Mixtral, 2 of 8 experts."""
     return tiny_mixtral(tmp_path_factory.mktemp("mixtral"))
+
+
+@pytest.fixture(scope="session")
+def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    """A random tiny Qwen2, its biases drawn too."""
+    return tiny_qwen2(tmp_path_factory.mktemp("qwen2"))
+
+
+@pytest.fixture(scope="session")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    """A random tiny Qwen3, the weights of its norms drawn too."""
+    return tiny_qwen3(tmp_path_factory.mktemp("qwen3"))
+
+
+@pytest.fixture(scope="session")
+def qwen3_moe(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    """A random tiny Qwen3-MoE: experts, dense, experts; the chosen experts' weights sum to one."""
+    folder = tmp_path_factory.mktemp("qwen3_moe")
+    return tiny_qwen3_moe(folder, norm_topk_prob=True, mlp_only_layers=[1])
+
+
+@pytest.fixture(scope="session")
+def qwen3_moe_sparse(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    """A random tiny Qwen3-MoE: dense, experts, dense; the chosen experts' weights are the softmax's."""
+    folder = tmp_path_factory.mktemp("qwen3_moe_sparse")
+    return tiny_qwen3_moe(folder, norm_topk_prob=False, decoder_sparse_step=2)
 
 
 @pytest.fixture

@@ -31,6 +31,22 @@ def mixtral(**changes: object) -> dict[str, Any]:
     return {**TINY, "model_type": "mixtral", **experts, **changes}
 
 
+def qwen2(**changes: object) -> dict[str, Any]:
+    """The config of a tiny dense model with biases, its windows named and off."""
+    return {**TINY, "model_type": "qwen2", "use_sliding_window": False, "sliding_window": 64, **changes}
+
+
+def qwen3(**changes: object) -> dict[str, Any]:
+    """The config of a tiny dense model with norms over heads."""
+    return {**TINY, "model_type": "qwen3", "use_sliding_window": False, "sliding_window": None, **changes}
+
+
+def qwen3_moe(**changes: object) -> dict[str, Any]:
+    """The config of a tiny model with 8 experts in every layer, 2 of them chosen."""
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+    return {**TINY, **experts, "model_type": "qwen3_moe", "use_sliding_window": False, **changes}
+
+
 def describe(config: dict[str, Any]) -> ModelDescription:
     """The description that the family of `config` gives it."""
     return FAMILIES[config["model_type"]](config)

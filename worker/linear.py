@@ -11,29 +11,35 @@ import torch.nn.functional as F
 from moe.experts import Linear
 
 
-def make_linear(parts: Sequence[torch.Tensor]) -> Linear:
-    """The product x [T, in] -> [T, out] with the weights of `parts`, each [out_i, in], stacked along out."""
+def make_linear(parts: Sequence[torch.Tensor], *, biases: Sequence[torch.Tensor] = ()) -> Linear:
+    """The product x [T, in] -> [T, out] with the weights of `parts`, each [out_i, in], stacked along out.
+
+    `biases`, each [out_i], are one for each part, or none.
+    """
     weight = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+    bias = torch.cat(list(biases)) if biases else None
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return PackedLinear(weight)
-    return PlainLinear(weight)
+        return PackedLinear(weight, bias)
+    return PlainLinear(weight, bias)
 
 
 class PlainLinear:
-    """`F.linear` without a bias."""
+    """`F.linear`."""
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self._weight = weight
+        self._bias = bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, in] -> [T, out]."""
-        return F.linear(x, self._weight)
+        return F.linear(x, self._weight, self._bias)
 
 
 class PackedLinear:
     """A float32 weight in oneDNN's own blocked layout; one packing serves every number of rows."""
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self._bias = bias
         self._out_features = weight.shape[0]
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
 
@@ -41,5 +47,5 @@ class PackedLinear:
         """x [T, in] -> [T, out]."""
         if x.shape[0] == 0:
             return x.new_empty((0, self._out_features))
-        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
         return out

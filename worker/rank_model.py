@@ -15,7 +15,7 @@ from parallel.shape import RankCoordinates, ReplicaShape
 from parallel.sharding import rank_slices, stage_layers
 from worker.blocks.expert_share import expert_share
 from worker.blocks.parts import Parts, attention_spec
-from worker.blocks.rope import inverse_frequencies
+from worker.blocks.rope import RotaryEmbedding
 from worker.kv_memory import KvMemory
 from worker.models.decoder import Decoder
 from worker.models.registry import build_layer
@@ -64,17 +64,20 @@ def build_model(
     slot_tokens = SlotTokens(num_slots=num_slots, groups=groups, device=device)
     ends = _StageEnds(parts, groups=groups, slot_tokens=slot_tokens, dtype=dtype, device=device)
     is_first, is_last = coordinates.pp_rank == 0, coordinates.pp_rank == shape.pp - 1
-    return RankModel(
+    model = RankModel(
         input=ends.input(is_first=is_first, is_last=is_last),
         decoder=Decoder(layers=[build_layer(parts, layer=layer) for layer in layers]),
         output=ends.output(is_last=is_last),
         slot_tokens=slot_tokens,
         backend=backend,
         policy=_exchange_policy(spec, settings=settings),
-        rope_frequencies=inverse_frequencies(description.rope, head_dim=description.head_dim, device=device),
+        rope=RotaryEmbedding(description.rope, head_dim=description.head_dim, device=device),
         dtype=dtype,
         device=device,
     )
+    # A bias or a norm that the forward forgets would only make the tokens worse.
+    assert not weights.unread, f"the forward of {description.family} leaves {sorted(weights.unread)} unread"
+    return model
 
 
 class _StageEnds:

@@ -12,7 +12,7 @@ from attention.exchange_chunk import ExchangeChunk
 from attention.interface import AttentionBackend, KvWrite
 from parallel.communicator import CollectiveClock, Communicator
 from proto import step_pb2
-from worker.blocks.rope import rotation
+from worker.blocks.rope import RotaryEmbedding
 from worker.blocks.step_context import StepContext
 from worker.device import completion, to_host
 from worker.hand_off import HandOff
@@ -32,7 +32,7 @@ class RankModel:
     slot_tokens: SlotTokens
     backend: AttentionBackend
     policy: ExchangePolicy
-    rope_frequencies: torch.Tensor
+    rope: RotaryEmbedding
     dtype: torch.dtype
     device: torch.device
 
@@ -88,7 +88,7 @@ class ModelRunner:
     def _context(self, rows: StepRows) -> StepContext:
         model = self._model
         positions = torch.from_numpy(rows.positions).to(model.device, non_blocking=True)
-        cos, sin = rotation(positions, model.rope_frequencies, dtype=model.dtype)
+        cos, sin = model.rope(positions, dtype=model.dtype)
         return StepContext(
             num_rows=rows.num_rows,
             cos=cos,

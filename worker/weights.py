@@ -13,20 +13,23 @@ from parallel.sharding import TensorSlice
 
 
 class Weights:
-    """The tensors of one rank by their name in the checkpoint, each taken out once."""
+    """The tensors of one rank by their name in the checkpoint, each taken out once. `unread` are left to take."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self._tensors = tensors
+        self.unread = set(tensors)
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """The tensor `name`, which stays: tied tensors are read twice."""
+        self.unread.discard(name)
         return self._tensors[name]
 
     def pop(self, name: str) -> torch.Tensor:
         """The tensor `name`, which leaves, so that a packed copy does not double its memory."""
+        self.unread.discard(name)
         return self._tensors.pop(name)
 
 

@@ -1,21 +1,53 @@
-"""The parts that the descriptions of decoder-only models share: config readers, attention's tensors, full KV."""
+"""What the descriptions of decoder-only models share: the sizes in their config, attention's tensors, full KV."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
-from parallel.models.description import CacheGroup, Part, RopeSpec, Split, StoredTensor, TensorSpec
+from parallel.models.config_values import Config, number, positive, require
+from parallel.models.description import (
+    CacheGroup,
+    ExpertSpec,
+    ModelDescription,
+    Part,
+    Split,
+    StoredTensor,
+    TensorSpec,
+)
+from parallel.models.rope import read_rope
 
-Config = Mapping[str, Any]
+#: The tensors of one layer, by its number.
+LayerTensors = Callable[[int], Iterable[TensorSpec]]
 
 
-def positive(config: Config, key: str, *, default: int | None = None) -> int:
-    """The positive integer at `key`; ValueError names the key and the value."""
-    value = config.get(key)
-    if value is None:
-        value = default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"config.json has {key} = {value!r}: it must be a positive integer")
-    return value
+def describe_decoder(
+    config: Config,
+    *,
+    family: str,
+    layer_tensors: LayerTensors,
+    intermediate_size: int | None,
+    experts: ExpertSpec | None = None,
+) -> ModelDescription:
+    """The description of a pre-norm decoder with full attention; ValueError names what it cannot serve."""
+    require(config, "hidden_act", "silu")
+    heads = positive(config, "num_attention_heads")
+    num_layers = positive(config, "num_hidden_layers")
+    per_layer = (spec for layer in range(num_layers) for spec in layer_tensors(layer))
+    return ModelDescription(
+        family=family,
+        num_layers=num_layers,
+        hidden_size=positive(config, "hidden_size"),
+        vocab_size=positive(config, "vocab_size"),
+        num_heads=heads,
+        num_kv_heads=positive(config, "num_key_value_heads", default=heads),
+        head_dim=head_dim(config),
+        intermediate_size=intermediate_size,
+        experts=experts,
+        norm_eps=number(config, "rms_norm_eps", least=0.0, default=1e-6),
+        rope=read_rope(config, head_dim=head_dim(config)),
+        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+        checkpoint_dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
+        cache_groups=full_attention(num_layers=num_layers, head_size=head_dim(config)),
+        tensors=(*outer_tensors(config), *per_layer),
+    )
 
 
 def head_dim(config: Config) -> int:
@@ -25,20 +57,12 @@ def head_dim(config: Config) -> int:
     )
 
 
-def rope(config: Config) -> RopeSpec:
-    """The rotary embedding, from `rope_parameters` or the older `rope_theta` and `rope_scaling`."""
-    parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind != "default":
-        raise ValueError(f"config.json asks for rope type {kind!r}: only 'default' runs yet")
-    theta = parameters.get("rope_theta") or config.get("rope_theta") or 10000.0
-    return RopeSpec(theta=float(theta))
-
-
-def require(config: Config, key: str, *allowed: object) -> None:
-    """ValueError unless `key` is absent or one of `allowed`: the forward computes nothing else."""
-    if key in config and config[key] not in allowed:
-        raise ValueError(f"config.json has {key} = {config[key]!r}: only {', '.join(map(repr, allowed))} runs yet")
+def require_full_attention(config: Config) -> None:
+    """ValueError where a config that knows sliding windows enables them; one that is named but off is accepted."""
+    require(config, "use_sliding_window", False)
+    for layer, kind in enumerate(config.get("layer_types") or ()):
+        if kind != "full_attention":
+            raise ValueError(f"config.json has layer_types[{layer}] = {kind!r}: only 'full_attention' runs yet")
 
 
 def full_attention(*, num_layers: int, head_size: int) -> tuple[CacheGroup, ...]:
@@ -59,14 +83,21 @@ def outer_tensors(config: Config) -> Iterator[TensorSpec]:
         yield TensorSpec(name="lm_head.weight", shape=(vocabulary, hidden), part=Part.OUTPUT, splits=by_vocabulary)
 
 
-def attention_tensors(config: Config, *, layer: int) -> Iterator[TensorSpec]:
-    """The two norms of a layer and its four projections."""
+def attention_tensors(
+    config: Config, *, layer: int, qkv_bias: bool = False, qk_norm: bool = False
+) -> Iterator[TensorSpec]:
+    """The two norms of a layer and its four projections; a bias is cut over ranks as its weight's rows are.
+
+    `qk_norm` adds the norms over one head of q and of k, which every rank holds whole.
+    """
     hidden, size = positive(config, "hidden_size"), head_dim(config)
     heads = positive(config, "num_attention_heads")
     kv_heads = positive(config, "num_key_value_heads", default=heads)
     prefix = f"model.layers.{layer}"
     for norm in ("input_layernorm", "post_attention_layernorm"):
         yield TensorSpec(name=f"{prefix}.{norm}.weight", shape=(hidden,), part=Part.LAYER, layer=layer)
+    for norm in ("self_attn.q_norm", "self_attn.k_norm") if qk_norm else ():
+        yield TensorSpec(name=f"{prefix}.{norm}.weight", shape=(size,), part=Part.LAYER, layer=layer)
     for name, shape, split in (
         ("q_proj", (heads * size, hidden), (0, Split.QUERY_HEADS)),
         ("k_proj", (kv_heads * size, hidden), (0, Split.KV_HEADS)),
@@ -76,6 +107,10 @@ def attention_tensors(config: Config, *, layer: int) -> Iterator[TensorSpec]:
         yield TensorSpec(
             name=f"{prefix}.self_attn.{name}.weight", shape=shape, part=Part.LAYER, layer=layer, splits=(split,)
         )
+        if qkv_bias and name != "o_proj":
+            yield TensorSpec(
+                name=f"{prefix}.self_attn.{name}.bias", shape=shape[:1], part=Part.LAYER, layer=layer, splits=(split,)
+            )
 
 
 def feed_forward_tensors(
@@ -99,3 +134,15 @@ def feed_forward_tensors(
             expert=expert,
             splits=((dim, split),),
         )
+
+
+def dense_tensors(config: Config, *, layer: int) -> Iterator[TensorSpec]:
+    """A dense feed-forward layer under the names of the Llama family."""
+    yield from feed_forward_tensors(
+        ("gate_proj", "up_proj", "down_proj"),
+        prefix=f"model.layers.{layer}.mlp",
+        hidden=positive(config, "hidden_size"),
+        width=positive(config, "intermediate_size"),
+        layer=layer,
+        split=Split.DENSE_INTERMEDIATE,
+    )

@@ -58,24 +58,87 @@ class CacheGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LinearScaling:
+    """Every frequency divided by `factor` (position interpolation, arXiv 2306.15595)."""
+
+    factor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class YarnScaling:
+    """Low frequencies divided by `factor`, high ones kept, a ramp between (YaRN, arXiv 2309.00071).
+
+    The ramp lies where a frequency turns `beta_fast` to `beta_slow` times within `original_positions`; `truncate`
+    rounds its ends outwards to whole frequencies.
+    """
+
+    factor: float
+    original_positions: int
+    beta_fast: float
+    beta_slow: float
+    truncate: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Scaling:
+    """Long waves divided by `factor`, short ones kept, a ramp between (Llama 3.1, arXiv 2407.21783).
+
+    Wavelengths are long and short by `original_positions` over `low_freq_factor` and over `high_freq_factor`.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_positions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrequencyFactors:
+    """Each of the head_dim / 2 frequencies divided by a factor of its own (LongRoPE, arXiv 2402.13753)."""
+
+    factors: tuple[float, ...]
+
+
+RopeScaling = LinearScaling | YarnScaling | Llama3Scaling | FrequencyFactors
+
+
+@dataclass(frozen=True, kw_only=True)
 class RopeSpec:
-    """Rotary embedding: inverse frequencies of `theta` over the head size (RoFormer, arXiv 2104.09864)."""
+    """Rotary embedding: inverse frequencies of `theta` over the head size (RoFormer, arXiv 2104.09864), scaled.
+
+    cos and sin are multiplied by `attention_factor`. A sequence may have `max_positions`; `limit_reason` says why,
+    where the checkpoint itself would allow more. Nothing here depends on a sequence's length: keys that one chunk
+    stores stay right for every later one.
+    """
 
     theta: float
+    max_positions: int
+    scaling: RopeScaling | None = None
+    attention_factor: float = 1.0
+    limit_reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSpec:
-    """The experts of each layer: `top_k` of `num_experts` chosen by softmax and renormalised to sum to one."""
+    """The experts of each of `layers`: `top_k` of `num_experts` chosen by softmax.
+
+    Their weights are the softmax's, `renormalise`d to sum to one or as they are.
+    """
 
     num_experts: int
     top_k: int
     intermediate_size: int
+    layers: tuple[int, ...]
+    renormalise: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDescription:
-    """One model. Exactly one of `intermediate_size` and `experts` is set; heads are counts of the whole model."""
+    """One model; heads are counts of the whole.
+
+    `intermediate_size` is the width of layers without experts, None where there are none; `experts` None where no layer
+    has any. A model with layers of both kinds has both.
+    """
 
     family: str
     num_layers: int
@@ -89,10 +152,18 @@ class ModelDescription:
     norm_eps: float
     rope: RopeSpec
     tied_embeddings: bool
-    max_positions: int
     checkpoint_dtype: str
     cache_groups: tuple[CacheGroup, ...]
     tensors: tuple[TensorSpec, ...]
+
+    @property
+    def max_positions(self) -> int:
+        """The most tokens that a sequence may have, prompt and output together."""
+        return self.rope.max_positions
+
+    def has_experts(self, *, layer: int) -> bool:
+        """Whether layer `layer` has experts in place of a dense feed-forward."""
+        return self.experts is not None and layer in self.experts.layers
 
 
 #: Builds a description from the values of a checkpoint's config.json; ValueError names the key that it cannot serve.

@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
-from parallel.models import llama, mixtral
+from parallel.models import llama, mixtral, qwen2, qwen3, qwen3_moe
 from parallel.models.description import Describe, ModelDescription
 
 FAMILIES: dict[str, Describe] = {
     "llama": llama.describe,
     "mixtral": mixtral.describe,
+    "qwen2": qwen2.describe,
+    "qwen3": qwen3.describe,
+    "qwen3_moe": qwen3_moe.describe,
 }
 
 

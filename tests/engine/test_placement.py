@@ -3,16 +3,15 @@
 from contextlib import closing
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from parallel.expert_table import expert_table
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
-from tests.engine.test_kernels import NUM_TOKENS, SETTINGS, submits, torch_backend
+from tests.engine.test_kernels import NUM_TOKENS, SETTINGS, torch_backend
 from tests.engine.test_parity import prompts
 from tests.harness.checkpoints import Oracle
 from tests.harness.local_replica import LocalReplica
-from tests.harness.parity import TOLERANCE
+from tests.harness.parity import assert_replica_agrees
 
 SWAPPED = (5, 1, 2, 3, 4, 0, 6, 7)
 #: Expert 7, which the skewed gate likes best, in slots of both shares; expert 3 twice in one.
@@ -29,11 +28,7 @@ def test_experts_swapped_or_held_twice_give_transformers_logits(
     settings = replace(SETTINGS, dispatch=dispatch)
     replica = LocalReplica(mixtral.folder, shape=shape, settings=settings, make_backend=torch_backend)
     with closing(replica):
-        found = replica.run(list(submits(mixtral, count=NUM_TOKENS)))
-    for index, prompt in enumerate(prompts(), 1):
-        wanted = mixtral.answer(prompt, NUM_TOKENS).logits
-        error = np.abs(np.stack(found[index]) - wanted).max(axis=1) / np.abs(wanted).max(axis=1)
-        assert error.max() <= TOLERANCE
+        assert_replica_agrees(replica, mixtral, prompts(), n=NUM_TOKENS)
 
 
 def test_a_placement_that_cannot_be_is_refused_with_the_number_that_is_wrong() -> None:

@@ -11,7 +11,19 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 VOCAB_SIZE = 211
 _SIZES: dict[str, Any] = {
@@ -33,6 +45,37 @@ _SWEEP_SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "initializer_range": 0.2,
+}
+#: Beyond this position a scaled rope differs from the default, or cannot be served; less than the longest prompt.
+ORIGINAL_POSITIONS = 256
+_ORIGINAL: dict[str, Any] = {"original_max_position_embeddings": ORIGINAL_POSITIONS}
+_YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, **_ORIGINAL}
+#: Llama's changes for each rope kind. The last two are served to their original length alone, so it is longer.
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {
+        "max_position_embeddings": ORIGINAL_POSITIONS,
+        "rope_parameters": {"rope_type": "linear", "factor": 4.0},
+    },
+    "yarn": {"rope_parameters": _YARN},
+    "llama3": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "rope_theta": 5e5,
+            **_ORIGINAL,
+        },
+    },
+    "dynamic": {"max_position_embeddings": 640, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},
+    "longrope": {
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "short_factor": [1.0, 1.1, 1.3, 1.6, 2.0, 2.5, 3.0, 4.0],
+            "long_factor": [1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0],
+            "original_max_position_embeddings": 640,
+        },
+    },
 }
 
 
@@ -70,12 +113,21 @@ def tiny_llama(folder: Path) -> Oracle:
     return _save(LlamaForCausalLM(LlamaConfig(**_SIZES, intermediate_size=80, tie_word_embeddings=True)), folder)
 
 
+def tiny_scaled_llama(folder: Path, *, rope: str) -> Oracle:
+    """A random Llama with a rope of `ROPES`."""
+    torch.manual_seed(3)
+    changes = ROPES[rope]
+    parameters = {"rope_theta": 10000.0, **changes["rope_parameters"]}
+    config = LlamaConfig(**{**_SIZES, **changes, "rope_parameters": parameters}, intermediate_size=80)
+    return _save(LlamaForCausalLM(config), folder)
+
+
 def tiny_mixtral(folder: Path) -> Oracle:
     """A random Mixtral with 2 of 8 experts and skewed gates: some experts get most rows, others few or none."""
     torch.manual_seed(2)
     sizes = {**_SIZES, "initializer_range": 0.12}
     config = MixtralConfig(**sizes, intermediate_size=40, num_local_experts=8, num_experts_per_tok=2)
-    return _save(_skewed(MixtralForCausalLM(config)), folder)
+    return _save(_with_skewed_gates(MixtralForCausalLM(config)), folder)
 
 
 def sweep_llama(folder: Path, *, num_layers: int) -> Oracle:
@@ -90,7 +142,29 @@ def sweep_mixtral(folder: Path, *, num_layers: int) -> Oracle:
     torch.manual_seed(4)
     sizes = {**_SIZES, **_SWEEP_SIZES, "num_hidden_layers": num_layers}
     config = MixtralConfig(**sizes, intermediate_size=20, num_local_experts=24, num_experts_per_tok=3)
-    return _save(_skewed(MixtralForCausalLM(config)), folder)
+    return _save(_with_skewed_gates(MixtralForCausalLM(config)), folder)
+
+
+def tiny_qwen2(folder: Path) -> Oracle:
+    """A random Qwen2."""
+    torch.manual_seed(4)
+    config = Qwen2Config(**_SIZES, intermediate_size=80)
+    return _save(_with_random_vectors(Qwen2ForCausalLM(config)), folder)
+
+
+def tiny_qwen3(folder: Path) -> Oracle:
+    """A random Qwen3; its heads together are wider than its rows (as _SIZES has it), and its rope is scaled."""
+    torch.manual_seed(5)
+    config = Qwen3Config(**_SIZES, intermediate_size=80, rope_parameters={"rope_theta": 1e4, **_YARN})
+    return _save(_with_random_vectors(Qwen3ForCausalLM(config)), folder)
+
+
+def tiny_qwen3_moe(folder: Path, **changes: Any) -> Oracle:
+    """A random Qwen3-MoE with 3 of 8 experts and skewed gates; `changes` to its config say which layers are dense."""
+    torch.manual_seed(6)
+    sizes = {**_SIZES, "initializer_range": 0.12, "intermediate_size": 80, "moe_intermediate_size": 40}
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, num_experts=8, num_experts_per_tok=3, **changes))
+    return _save(_with_skewed_gates(_with_random_vectors(model)), folder)
 
 
 def from_folder(folder: Path, model_class: Any) -> Oracle:
@@ -98,12 +172,21 @@ def from_folder(folder: Path, model_class: Any) -> Oracle:
     return Oracle(folder, model_class.from_pretrained(folder, dtype=torch.float32).eval())
 
 
-def _skewed(model: Any) -> Any:
-    """The model with gates that send most rows to a few experts."""
-    with torch.no_grad():
-        for layer in model.model.layers:
-            weight = layer.mlp.gate.weight
-            weight.mul_(torch.linspace(1.0, 6.0, weight.shape[0]).unsqueeze(1))
+@torch.no_grad()
+def _with_random_vectors(model: Any) -> Any:
+    """Biases and the weights of norms drawn anew: a fresh model's are 0 and 1, so that one left out would not show."""
+    for name, vector in model.named_parameters():
+        if vector.ndim == 1:
+            vector.copy_(torch.randn_like(vector) * 0.5 if name.endswith("bias") else torch.rand_like(vector) + 0.5)
+    return model
+
+
+@torch.no_grad()
+def _with_skewed_gates(model: Any) -> Any:
+    """Gates that send most rows to some experts, and few or none to others."""
+    for name, weight in model.named_parameters():
+        if name.endswith("mlp.gate.weight"):
+            weight.mul_(torch.linspace(1.0, 6.0, len(weight)).unsqueeze(1))
     return model
 
 

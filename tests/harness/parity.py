@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from proto import control_pb2
 from router.generation import Generation, GenerationRequest
-from tests.harness.checkpoints import Oracle
+from tests.harness.checkpoints import Oracle, OracleAnswer
+from tests.harness.local_replica import LocalReplica
 from tests.harness.running_router import RunningRouter, greedy
 
 #: Of a position's largest magnitude, in float32.
@@ -31,11 +33,33 @@ def assert_probes_agree(generations: Sequence[Generation], oracle: Oracle, *, n:
     for generation in generations:
         answer = oracle.answer(generation.request.prompt_ids, n)
         assert tuple(generation.token_ids) == answer.token_ids
-        got = np.stack([np.frombuffer(values, dtype=np.float32) for values in generation.logits])
-        error = np.abs(got - answer.logits).max(axis=1) / np.abs(answer.logits).max(axis=1)
-        where = int(error.argmax())
-        length = len(generation.request.prompt_ids)
-        assert error[where] <= TOLERANCE, f"prompt of {length}: output {where} is off by {error[where]:.2e}"
+        got = [np.frombuffer(values, dtype=np.float32) for values in generation.logits]
+        _assert_agree(got, answer, length=len(generation.request.prompt_ids))
+
+
+def assert_replica_agrees(replica: LocalReplica, oracle: Oracle, prompts: Sequence[tuple[int, ...]], *, n: int) -> None:
+    """The same of a local replica: a probe along the oracle's own tokens for each prompt, all at once."""
+    answers = [oracle.answer(prompt, n) for prompt in prompts]
+    found = replica.run(
+        [
+            control_pb2.Submit(
+                request_id=index,
+                prompt_ids=prompt,
+                max_new_tokens=n,
+                sampling=control_pb2.Sampling(top_p=1),
+                probe=control_pb2.Probe(forced_ids=answer.token_ids, logits=True),
+            )
+            for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), 1)
+        ]
+    )
+    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), 1):
+        _assert_agree(found[index], answer, length=len(prompt))
+
+
+def _assert_agree(logits: Sequence[np.ndarray], answer: OracleAnswer, *, length: int) -> None:
+    error = np.abs(np.stack(logits) - answer.logits).max(axis=1) / np.abs(answer.logits).max(axis=1)
+    where = int(error.argmax())
+    assert error[where] <= TOLERANCE, f"prompt of {length}: output {where} is off by {error[where]:.2e}"
 
 
 def assert_tokens_agree(generations: Sequence[Generation], oracle: Oracle, *, n: int) -> None:

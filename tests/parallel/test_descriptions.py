@@ -1,11 +1,12 @@
 """Descriptions of models: what a config.json may say, and what is refused with the key and the value."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from parallel.models.registry import describe_checkpoint
-from tests.tiny_models import describe, llama, mixtral, write_config
+from tests.tiny_models import describe, llama, mixtral, qwen2, qwen3, qwen3_moe, write_config
 
 
 def test_a_dense_model_has_a_width_and_no_experts() -> None:
@@ -27,7 +28,7 @@ def test_a_tied_output_has_no_tensor_of_its_own() -> None:
 
 
 def test_tensor_names_are_distinct() -> None:
-    for config in (llama(), mixtral()):
+    for config in (llama(), mixtral(), qwen2(), qwen3(), qwen3_moe(mlp_only_layers=[0])):
         names = [spec.name for spec in describe(config).tensors]
         assert len(names) == len(set(names))
 
@@ -40,7 +41,6 @@ def test_tensor_names_are_distinct() -> None:
         ({"num_hidden_layers": True}, "num_hidden_layers = True"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu': only 'silu' runs yet"),
         ({"attention_bias": True}, "attention_bias = True: only False runs yet"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn'"),
         ({"num_experts_per_tok": 9}, "num_experts_per_tok = 9, more than num_local_experts = 8"),
         ({"sliding_window": 128}, "sliding_window = 128"),
     ],
@@ -51,9 +51,83 @@ def test_what_the_engine_does_not_compute_is_refused(changes: dict[str, object],
     assert sentence in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"use_sliding_window": True}, "use_sliding_window = True: only False runs yet"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types[1] = 'sliding_attention'"),
+    ],
+)
+@pytest.mark.parametrize("family", [qwen2, qwen3, qwen3_moe])
+def test_windows_that_are_on_are_refused(
+    family: Callable[..., dict[str, object]], changes: dict[str, object], sentence: str
+) -> None:
+    assert describe(family()).cache_groups == describe(llama()).cache_groups
+    with pytest.raises(ValueError) as caught:
+        describe(family(**changes))
+    assert sentence in str(caught.value)
+
+
+def test_a_norm_over_heads_has_the_size_of_one_and_is_not_cut() -> None:
+    norms = [spec for spec in describe(qwen3()).tensors if spec.name.endswith(("q_norm.weight", "k_norm.weight"))]
+    assert len(norms) == 2 * 4
+    assert all(spec.shape == (4,) and not spec.splits for spec in norms)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expert_layers"),
+    [
+        ({}, (0, 1, 2, 3)),
+        ({"mlp_only_layers": [0, 3]}, (1, 2)),
+        ({"decoder_sparse_step": 2}, (1, 3)),
+        ({"decoder_sparse_step": 2, "mlp_only_layers": [3]}, (1,)),
+        ({"mlp_only_layers": [0, 1, 2, 3]}, ()),
+    ],
+)
+def test_layers_are_dense_or_have_experts_as_the_config_says(
+    changes: dict[str, object], expert_layers: tuple[int, ...]
+) -> None:
+    description = describe(qwen3_moe(**changes))
+    assert tuple(layer for layer in range(4) if description.has_experts(layer=layer)) == expert_layers
+    assert (description.experts is None) == (not expert_layers)
+    assert description.intermediate_size == (20 if len(expert_layers) < 4 else None)
+    for layer in range(4):
+        widths = {spec.shape[0] for spec in description.tensors if spec.layer == layer and "up_proj" in spec.name}
+        assert widths == ({12} if layer in expert_layers else {20})
+
+
+def test_weights_of_experts_are_renormalised_where_the_config_says_so() -> None:
+    found = [describe(qwen3_moe(**changes)).experts for changes in ({"norm_topk_prob": True}, {})]
+    assert [experts.renormalise for experts in found if experts] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_experts": 0}, "num_experts = 0: it must be a positive integer"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok = 9, more than num_experts = 8"),
+        ({"moe_intermediate_size": None}, "moe_intermediate_size = None"),
+        ({"norm_topk_prob": "yes"}, "norm_topk_prob = 'yes': only True, False runs yet"),
+        ({"mlp_only_layers": 3}, "mlp_only_layers = 3: it must be a list of layer numbers"),
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step = 0"),
+        ({"attention_bias": True}, "attention_bias = True: only False runs yet"),
+    ],
+)
+def test_experts_that_cannot_be_are_refused(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        describe(qwen3_moe(**changes))
+    assert sentence in str(caught.value)
+
+
+def test_a_head_size_that_is_left_out_is_the_familys_own() -> None:
+    left_out = {key: value for key, value in qwen3().items() if key != "head_dim"}
+    assert describe(left_out).head_dim == 128
+    assert describe({**left_out, "model_type": "llama"}).head_dim == 32 // 8
+
+
 def test_an_unknown_family_is_refused_with_those_that_run(tmp_path: Path) -> None:
     write_config(tmp_path, llama(model_type="gpt2"))
-    with pytest.raises(ValueError, match="model_type 'gpt2': the families that run are llama, mixtral"):
+    with pytest.raises(ValueError, match="model_type 'gpt2': the families that run are llama, mixtral, "):
         describe_checkpoint(tmp_path)
 
 

@@ -19,12 +19,15 @@ from parallel.sharding import (
     rank_slices,
     stage_layers,
 )
-from tests.tiny_models import describe, llama, mixtral
+from tests.tiny_models import describe, llama, mixtral, qwen2, qwen3, qwen3_moe
 
 # Uneven on purpose: 50 words and a width of 20 are not divisible by 8, 3 KV heads meet 9 query heads.
 DENSE = describe(llama())
 MOE = describe(mixtral())
 TIED = describe(mixtral(tie_word_embeddings=True))
+BIASED = describe(qwen2())
+MIXED = describe(qwen3_moe(mlp_only_layers=[1]))
+NORMED = describe(qwen3())
 THREE_KV_HEADS = describe(llama(num_attention_heads=9, num_key_value_heads=3))
 
 
@@ -48,9 +51,9 @@ def moe_shapes() -> list[ReplicaShape]:
 
 
 CASES = [
-    *((DENSE, shape) for shape in dense_shapes()),
+    *((model, shape) for model in (DENSE, BIASED, NORMED) for shape in dense_shapes()),
     *((THREE_KV_HEADS, shape) for shape in dense_shapes((1, 3, 9))),
-    *((model, shape) for model in (MOE, TIED) for shape in moe_shapes()),
+    *((model, shape) for model in (MOE, TIED, MIXED) for shape in moe_shapes()),
 ]
 
 
@@ -69,6 +72,19 @@ def test_every_rank_that_holds_a_tensor_holds_one_padded_size_of_it() -> None:
             assert len({part.num_elements for part in slices}) == 1, (shape, name)
             for part in slices:
                 assert all(interval.size <= interval.padded for interval in part.intervals)
+
+
+def test_a_bias_is_cut_as_the_rows_of_its_weight_and_counted() -> None:
+    for shape in dense_shapes():
+        for rank in range(shape.world_size):
+            coordinates = shape.coordinates(rank)
+            parts = {part.spec.name: part for part in rank_slices(BIASED, shape=shape, coordinates=coordinates)}
+            biases = [name for name in parts if name.endswith(".bias")]
+            assert len(biases) == 3 * len(stage_layers(BIASED, pp=shape.pp, pp_rank=coordinates.pp_rank))
+            for name in biases:
+                weight = parts[name.replace(".bias", ".weight")]
+                assert parts[name].intervals == weight.intervals[:1]
+                assert parts[name].num_elements * weight.spec.shape[1] == weight.num_elements
 
 
 def test_an_expert_is_owned_once_in_each_moe_dp_block_and_read_by_no_other() -> None:

@@ -7,6 +7,7 @@ from attention.interface import AttentionBackend, AttentionSpec
 from moe.experts import Linear
 from parallel.communicator import Communicator
 from parallel.rows import gather_rows, reduce_scatter_rows
+from worker.blocks.head_norm import QkNorm
 from worker.blocks.rope import rotate
 from worker.blocks.step_context import StepContext
 
@@ -19,6 +20,7 @@ class AttentionBlock:
         *,
         qkv: Linear,
         output: Linear,
+        qk_norm: QkNorm,
         spec: AttentionSpec,
         backend: AttentionBackend,
         kv: torch.Tensor,
@@ -26,6 +28,7 @@ class AttentionBlock:
     ) -> None:
         self._qkv = qkv
         self._output = output
+        self._qk_norm = qk_norm
         self._spec = spec
         self._backend = backend
         self._kv = kv
@@ -37,7 +40,7 @@ class AttentionBlock:
         heads = self._qkv(gather_rows(self._tp, x_LH))[:num_rows]
         heads = heads.view(-1, spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
         qk, v = heads[:, : -spec.num_kv_heads], heads[:, -spec.num_kv_heads :]
-        qk = rotate(qk, context.cos, context.sin)
+        qk = rotate(self._qk_norm(qk), context.cos, context.sin)
         self._backend.write(self._kv, qk[:, spec.num_heads :], v, context.write)
         attended = context.exchange.attend(qk[:, : spec.num_heads], self._kv).flatten(1)
         padding = self._tp.size * x_LH.shape[0] - num_rows

@@ -13,17 +13,25 @@ class ExpertBlock:
     """Takes rows as they are, whatever the attention mesh; ranks without rows step with the same sizes."""
 
     def __init__(
-        self, *, gate: Linear, top_k: int, slots: SlotMap, dispatchers: Dispatchers, experts: TorchExperts
+        self,
+        *,
+        gate: Linear,
+        top_k: int,
+        renormalise: bool,
+        slots: SlotMap,
+        dispatchers: Dispatchers,
+        experts: TorchExperts,
     ) -> None:
         self._gate = gate
         self._top_k = top_k
+        self._renormalise = renormalise
         self._slots = slots
         self._dispatchers = dispatchers
         self._experts = experts
 
     def __call__(self, x_TH: torch.Tensor, context: StepContext) -> torch.Tensor:
         """Collective over the block: x [T, H] to this block's contribution [T, H]."""
-        ids, weights = choose_experts(self._gate(x_TH), top_k=self._top_k)
+        ids, weights = choose_experts(self._gate(x_TH), top_k=self._top_k, renormalise=self._renormalise)
         padded_rows = context.padded_rows
         slots = self._slots.choose(ids, first_row=self._dispatchers.index * padded_rows)
         dispatcher = self._dispatchers.choose(padded_rows=padded_rows)

@@ -1,6 +1,6 @@
 """Makes the parallel parts of one rank's model out of its weights. Forwards name tensors; the splits are here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -12,6 +12,7 @@ from worker.blocks.attention import AttentionBlock
 from worker.blocks.expert_share import ExpertShare
 from worker.blocks.experts import ExpertBlock
 from worker.blocks.feed_forward import FeedForwardBlock
+from worker.blocks.head_norm import HeadNorm, no_norm
 from worker.blocks.vocabulary import Embedding, Norm, Output
 from worker.kv_memory import KvMemory
 from worker.linear import make_linear
@@ -57,11 +58,15 @@ class Parts:
             vocab_size=self.description.vocab_size,
         )
 
-    def attention(self, prefix: str, *, layer: int) -> AttentionBlock:
-        """The attention of the model's layer `layer`, with q_proj, k_proj, v_proj and o_proj under `prefix`."""
+    def attention(self, prefix: str, *, layer: int, qkv_bias: bool = False, qk_norm: bool = False) -> AttentionBlock:
+        """The attention of layer `layer`: q_proj, k_proj, v_proj, o_proj of `prefix`, and what the flags add."""
+        qkv = [f"{prefix}.{name}" for name in ("q_proj", "k_proj", "v_proj")]
         return AttentionBlock(
-            qkv=self._linear(*(f"{prefix}.{name}.weight" for name in ("q_proj", "k_proj", "v_proj"))),
+            qkv=self._linear(
+                *(f"{name}.weight" for name in qkv), biases=[f"{name}.bias" for name in qkv] if qkv_bias else []
+            ),
             output=self._linear(f"{prefix}.o_proj.weight"),
+            qk_norm=self._qk_norm(prefix) if qk_norm else no_norm,
             spec=self._spec,
             backend=self._backend,
             kv=self._memory.region[layer - self._memory.first_layer],
@@ -86,6 +91,7 @@ class Parts:
         return ExpertBlock(
             gate=make_linear([self._weights.pop(gate)]),
             top_k=experts.top_k,
+            renormalise=experts.renormalise,
             slots=share.slots,
             dispatchers=share.dispatchers,
             experts=TorchExperts(
@@ -95,8 +101,19 @@ class Parts:
             ),
         )
 
-    def _linear(self, *names: str) -> Linear:
-        return make_linear([self._weights.pop(name) for name in names])
+    def _qk_norm(self, prefix: str) -> HeadNorm:
+        return HeadNorm(
+            query_D=self._weights.pop(f"{prefix}.q_norm.weight"),
+            key_D=self._weights.pop(f"{prefix}.k_norm.weight"),
+            num_heads=self._spec.num_heads,
+            num_kv_heads=self._spec.num_kv_heads,
+            eps=self.description.norm_eps,
+        )
+
+    def _linear(self, *names: str, biases: Sequence[str] = ()) -> Linear:
+        return make_linear(
+            [self._weights.pop(name) for name in names], biases=[self._weights.pop(name) for name in biases]
+        )
 
 
 def attention_spec(description: ModelDescription, *, memory: KvMemory, num_heads: int, page_size: int) -> AttentionSpec:

@@ -23,14 +23,24 @@ class DecoderLayer:
     feed_forward: Block
 
 
-def decoder_layer(parts: Parts, *, layer: int, feed_forward: Block) -> DecoderLayer:
+def decoder_layer(
+    parts: Parts, *, layer: int, feed_forward: Block, qkv_bias: bool = False, qk_norm: bool = False
+) -> DecoderLayer:
     """The model's layer `layer` under the names that the Llama family gives its norms and its attention."""
     prefix = f"model.layers.{layer}"
     return DecoderLayer(
         input_norm=parts.norm(f"{prefix}.input_layernorm.weight"),
-        attention=parts.attention(f"{prefix}.self_attn", layer=layer),
+        attention=parts.attention(f"{prefix}.self_attn", layer=layer, qkv_bias=qkv_bias, qk_norm=qk_norm),
         post_attention_norm=parts.norm(f"{prefix}.post_attention_layernorm.weight"),
         feed_forward=feed_forward,
+    )
+
+
+def dense_block(parts: Parts, *, layer: int) -> Block:
+    """The dense feed-forward of layer `layer` under the names of the Llama family."""
+    prefix = f"model.layers.{layer}.mlp"
+    return parts.feed_forward(
+        gate=f"{prefix}.gate_proj.weight", up=f"{prefix}.up_proj.weight", down=f"{prefix}.down_proj.weight"
     )
 
 

@@ -3,12 +3,15 @@
 from collections.abc import Callable
 
 from worker.blocks.parts import Parts
-from worker.models import llama, mixtral
+from worker.models import llama, mixtral, qwen2, qwen3, qwen3_moe
 from worker.models.decoder import DecoderLayer
 
 FAMILIES: dict[str, Callable[..., DecoderLayer]] = {
     "llama": llama.build_layer,
     "mixtral": mixtral.build_layer,
+    "qwen2": qwen2.build_layer,
+    "qwen3": qwen3.build_layer,
+    "qwen3_moe": qwen3_moe.build_layer,
 }
 
 

@@ -1,0 +1,37 @@
+"""Reads values of a checkpoint's config.json; a ValueError names the key and the value that cannot be served."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+Config = Mapping[str, Any]
+
+
+def positive(config: Config, key: str, *, default: int | None = None) -> int:
+    """The positive integer at `key`; `default` where it is absent or null."""
+    value = config.get(key)
+    if value is None:
+        value = default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"config.json has {key} = {value!r}: it must be a positive integer")
+    return value
+
+
+def number(config: Config, key: str, *, least: float, default: float | None = None) -> float:
+    """The finite number at `key`, at least `least`; `default` where it is absent or null."""
+    value = config.get(key)
+    if value is None:
+        value = default
+    if not _is_number(value) or value < least:
+        raise ValueError(f"config.json has {key} = {value!r}: it must be a number of {least:g} or more")
+    return float(value)
+
+
+def require(config: Config, key: str, *allowed: object) -> None:
+    """ValueError unless `key` is absent or one of `allowed`: the forward computes nothing else."""
+    if key in config and config[key] not in allowed:
+        raise ValueError(f"config.json has {key} = {config[key]!r}: only {', '.join(map(repr, allowed))} runs yet")
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

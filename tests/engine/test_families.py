@@ -1,0 +1,40 @@
+"""Every family gives transformers' logits on the step path, from one rank and from several."""
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from attention.torch_backend import TorchAttentionBackend
+from parallel.models.registry import describe_checkpoint
+from parallel.settings import EngineSettings
+from tests.engine.test_kernels import SHAPES
+from tests.engine.test_parity import ENGINE, LAYOUTS, prompts
+from tests.harness.checkpoints import Oracle
+from tests.harness.local_replica import LocalReplica
+from tests.harness.parity import assert_logits_agree, assert_replica_agrees
+from tests.harness.running_router import running_router, topology
+
+NUM_TOKENS = 16
+SETTINGS = EngineSettings(page_size=16, max_batch_tokens=250, max_sequences=16, kv_tokens=4096)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["one", "dp2", "cp2", "tp6", "pp2 cp2 tp2"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe", "qwen3_moe_sparse"])
+def test_a_family_gives_transformers_logits(family: str, name: str, request: pytest.FixtureRequest) -> None:
+    oracle: Oracle = request.getfixturevalue(family)
+    has_experts = describe_checkpoint(oracle.folder).experts is not None
+    shape = SHAPES[name] if has_experts else replace(SHAPES[name], experts=None)
+    replica = LocalReplica(oracle.folder, shape=shape, settings=SETTINGS, make_backend=TorchAttentionBackend)
+    with closing(replica):
+        assert_replica_agrees(replica, oracle, prompts(), n=NUM_TOKENS)
+
+
+@pytest.mark.timeout(180)
+def test_layers_of_both_kinds_go_through_the_router_and_the_hand_off(qwen3_moe: Oracle, tmp_path: Path) -> None:
+    pools, devices = LAYOUTS["cp2-ep2"]
+    with running_router(topology(qwen3_moe.folder, pools=pools, devices=devices, engine=ENGINE), tmp_path) as router:
+        assert_logits_agree(router, qwen3_moe, prompts(), n=NUM_TOKENS)
+        router.wait_until_empty()

@@ -1,0 +1,58 @@
+"""Frequencies and the factor of cos and sin are transformers' own, to the last bit."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from parallel.models.llama import describe
+from worker.blocks.rope import RotaryEmbedding, inverse_frequencies
+
+HEAD_DIM = 64
+ORIGINAL = {"original_max_position_embeddings": 8192}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **ORIGINAL}
+YARN = {"rope_type": "yarn", "factor": 4.0, **ORIGINAL}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0 + 0.01 * index for index in range(HEAD_DIM // 2)],
+    "long_factor": [2.0 + 0.5 * index for index in range(HEAD_DIM // 2)],
+    **ORIGINAL,
+}
+KINDS: list[dict[str, Any]] = [
+    {"rope_type": "default"},
+    {"rope_type": "linear", "factor": 3.0},
+    {"rope_type": "dynamic", "factor": 3.7},
+    LLAMA3,
+    {**LLAMA3, "factor": 32.0, "low_freq_factor": 0.5, "original_max_position_embeddings": 100},
+    YARN,
+    {**YARN, "factor": None},
+    {**YARN, "truncate": False, "beta_fast": 20.5, "beta_slow": 1.5},
+    {**YARN, "beta_fast": 1.0, "beta_slow": 1.0, "truncate": False},
+    {**YARN, "mscale": 1.2, "mscale_all_dim": 0.7},
+    {**YARN, "attention_factor": 0.8, "original_max_position_embeddings": 40},
+    LONGROPE,
+    {**LONGROPE, "factor": 5.0},
+    {**LONGROPE, "attention_factor": 1.3},
+]
+
+
+@pytest.mark.parametrize("theta", [10000.0, 500000.0])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["rope_type"])
+def test_every_kind_computes_what_transformers_computes(kind: dict[str, Any], theta: float) -> None:
+    sizes = {"hidden_size": 256, "num_attention_heads": 4, "head_dim": HEAD_DIM, "max_position_embeddings": 32768}
+    config = LlamaConfig(**sizes, rope_parameters={**kind, "rope_theta": theta})
+    compute = ROPE_INIT_FUNCTIONS.get(kind["rope_type"], LlamaRotaryEmbedding.compute_default_rope_parameters)
+    frequencies, attention_factor = compute(config)
+    spec = describe(config.to_dict()).rope
+    assert torch.equal(inverse_frequencies(spec, head_dim=HEAD_DIM), frequencies)
+    assert spec.attention_factor == attention_factor
+
+
+def test_cos_and_sin_carry_the_attention_factor() -> None:
+    config = LlamaConfig(rope_parameters={**YARN, "rope_theta": 1e4, "attention_factor": 0.5})
+    spec = describe(config.to_dict()).rope
+    cos, sin = RotaryEmbedding(spec, head_dim=128, device=torch.device("cpu"))(torch.arange(9), dtype=torch.float32)
+    assert torch.allclose(cos**2 + sin**2, torch.full((9, 1, 64), 0.25))
