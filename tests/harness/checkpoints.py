@@ -1,6 +1,7 @@
 """Random tiny checkpoints, written as transformers writes them, and what transformers makes of prompts with them."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,21 +131,6 @@ def tiny_mixtral(folder: Path) -> Oracle:
     return _save(_with_skewed_gates(MixtralForCausalLM(config)), folder)
 
 
-def sweep_llama(folder: Path, *, num_layers: int) -> Oracle:
-    """A Llama whose heads, width and vocabulary take many splits, some of them with padding."""
-    torch.manual_seed(3)
-    sizes = {**_SIZES, **_SWEEP_SIZES, "num_hidden_layers": num_layers}
-    return _save(LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=44, tie_word_embeddings=False)), folder)
-
-
-def sweep_mixtral(folder: Path, *, num_layers: int) -> Oracle:
-    """A Mixtral with 3 of 24 experts and skewed gates, its sizes as those of `sweep_llama`."""
-    torch.manual_seed(4)
-    sizes = {**_SIZES, **_SWEEP_SIZES, "num_hidden_layers": num_layers}
-    config = MixtralConfig(**sizes, intermediate_size=20, num_local_experts=24, num_experts_per_tok=3)
-    return _save(_with_skewed_gates(MixtralForCausalLM(config)), folder)
-
-
 def tiny_qwen2(folder: Path) -> Oracle:
     """A random Qwen2."""
     torch.manual_seed(4)
@@ -165,6 +151,37 @@ def tiny_qwen3_moe(folder: Path, **changes: Any) -> Oracle:
     sizes = {**_SIZES, "initializer_range": 0.12, "intermediate_size": 80, "moe_intermediate_size": 40}
     model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, num_experts=8, num_experts_per_tok=3, **changes))
     return _save(_with_skewed_gates(_with_random_vectors(model)), folder)
+
+
+def sweep_model(folder: Path, *, family: str, num_layers: int) -> Oracle:
+    """A random model whose heads, widths and vocabulary take many splits, some of them with padding.
+
+    Those with experts have 24, of which 3 are chosen.
+    """
+    torch.manual_seed(3)
+    sizes = {**_SIZES, **_SWEEP_SIZES, "num_hidden_layers": num_layers}
+    makers: dict[str, Callable[[], Any]] = {
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=44, tie_word_embeddings=False)),
+        "mixtral": lambda: MixtralForCausalLM(
+            MixtralConfig(**sizes, intermediate_size=20, num_local_experts=24, num_experts_per_tok=3)
+        ),
+        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**sizes, intermediate_size=44, tie_word_embeddings=True)),
+        "qwen3": lambda: Qwen3ForCausalLM(
+            Qwen3Config(**sizes, intermediate_size=44, rope_parameters={"rope_theta": 1e4, **_YARN})
+        ),
+        "qwen3_moe": lambda: Qwen3MoeForCausalLM(
+            Qwen3MoeConfig(
+                **sizes,
+                intermediate_size=44,
+                moe_intermediate_size=20,
+                num_experts=24,
+                num_experts_per_tok=3,
+                norm_topk_prob=False,
+                mlp_only_layers=[1],
+            )
+        ),
+    }
+    return _save(_with_skewed_gates(_with_random_vectors(makers[family]())), folder)
 
 
 def from_folder(folder: Path, model_class: Any) -> Oracle:

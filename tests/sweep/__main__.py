@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from tests.sweep.pairs import parse_pair, spread
-from tests.sweep.runs import MAKERS, Sweep, running_sweep
+from tests.sweep.runs import Sweep, running_sweep
 from tests.sweep.test_sweep import FAST
 
 
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--spread", action="store_true")
     parser.add_argument("--layers", type=int, help="of the model; by default two, or eight where pp asks for them")
     options = parser.parse_args()
-    lines = [str(pair) for pair in spread(tuple(MAKERS), count=FAST)] if options.spread else options.pairs
+    lines = [str(pair) for pair in spread(count=FAST)] if options.spread else options.pairs
     failed = False
     with tempfile.TemporaryDirectory() as folder, running_sweep(Path(folder)) as sweep:
         for line in lines:

@@ -61,8 +61,9 @@ def parse_pair(text: str) -> Pair:
     )
 
 
+FAMILIES = ("llama", "mixtral", "qwen2", "qwen3", "qwen3_moe")
 #: Families without experts.
-DENSE = frozenset({"llama"})
+DENSE = frozenset({"llama", "qwen2", "qwen3"})
 
 
 def shape_text(shape: ReplicaShape) -> str:
@@ -124,6 +125,9 @@ CORNERS = (
     "llama prefill=tp8 decode=cp8 exchange=gather pages=4.16",
     "mixtral prefill=pp8 decode=pp8",
     "llama prefill=pp8 decode=1 pages=16.4",
+    "qwen2 prefill=tp4 decode=cp2.tp2 pages=8.4",
+    "qwen3 prefill=cp2.tp4 decode=pp2.tp4",
+    "qwen3_moe prefill=cp4.moe_dp2.ep2 decode=tp2.dp2.moe_dp2.moe_tp2 dispatch=all_to_all",
     "mixtral prefill=dp8.ep8 decode=dp8.moe_tp8",
     "mixtral prefill=cp8.moe_dp8 decode=cp8.ep8 exchange=pass_q",
     "mixtral prefill=cp3 decode=dp3.moe_tp3",
@@ -138,13 +142,13 @@ CORNERS = (
 )
 
 
-def spread(families: tuple[str, ...], *, count: int, seed: int = 1) -> list[Pair]:
+def spread(*, count: int, seed: int = 1) -> list[Pair]:
     """`count` pairs: the corners first, then a draw that gives every set of split axes the same chance."""
-    pairs = [pair for pair in map(parse_pair, CORNERS) if pair.family in families][:count]
+    pairs = [parse_pair(line) for line in CORNERS][:count]
     source = random.Random(seed)
     by_axes = {dense: _by_axes(dense=dense) for dense in (True, False)}
     while len(pairs) < count:
-        family = families[len(pairs) % len(families)]
+        family = FAMILIES[len(pairs) % len(FAMILIES)]
         choices = by_axes[family in DENSE]
         prefill, decode = (source.choice(choices[source.choice(list(choices))]) for _ in range(2))
         pair = Pair(

@@ -11,7 +11,7 @@ from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
 from parallel.topology import PoolSpec
 from tests.harness.bench import Bench, running_bench
-from tests.harness.checkpoints import VOCAB_SIZE, Oracle, sweep_llama, sweep_mixtral
+from tests.harness.checkpoints import VOCAB_SIZE, Oracle, sweep_model
 from tests.harness.parity import assert_probes_agree, assert_tokens_agree, probes
 from tests.harness.running_router import greedy
 from tests.sweep.pairs import MAX_WORLD, Pair
@@ -22,8 +22,6 @@ LENGTHS = (1, 2, 7, 8, 17, 33, 70, 101)
 MAX_BATCH_TOKENS = 40
 _SHALLOW, _DEEP = 2, 8
 _TIMEOUT_S = 100.0
-
-MAKERS = {"llama": sweep_llama, "mixtral": sweep_mixtral}
 
 
 class Sweep:
@@ -46,13 +44,13 @@ class Sweep:
 
     def _oracle(self, family: str, num_layers: int) -> Oracle:
         folder = self._folder / f"{family}-{num_layers}"
-        return MAKERS[family](folder, num_layers=num_layers)
+        return sweep_model(folder, family=family, num_layers=num_layers)
 
 
 @contextmanager
 def running_sweep(folder: Path) -> Iterator[Sweep]:
     """A sweep over processes of its own; `folder` takes the checkpoints."""
-    any_model = sweep_llama(folder / "any", num_layers=1)
+    any_model = sweep_model(folder / "any", family="llama", num_layers=1)
     with running_bench(num_devices=2 * MAX_WORLD, model=str(any_model.folder)) as bench:
         yield Sweep(folder, bench)
 
