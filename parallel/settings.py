@@ -23,6 +23,7 @@ class EngineSettings:
     exchange: str = "auto"
     exchange_tokens: int = 32768
     dispatch: str = "auto"
+    prefix_cache: bool = True
 
     @property
     def num_pages(self) -> int:

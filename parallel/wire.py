@@ -46,6 +46,7 @@ def settings_to_wire(settings: EngineSettings) -> control_pb2.Engine:
         exchange=settings.exchange,
         exchange_tokens=settings.exchange_tokens,
         dispatch=settings.dispatch,
+        prefix_cache=settings.prefix_cache,
     )
 
 
@@ -62,6 +63,7 @@ def settings_from_wire(engine: control_pb2.Engine) -> EngineSettings:
         exchange=engine.exchange,
         exchange_tokens=engine.exchange_tokens,
         dispatch=engine.dispatch,
+        prefix_cache=engine.prefix_cache,
     )
 
 

@@ -140,6 +140,10 @@ class EngineConfig(_Strict):
         default="auto", description="how rows get to their experts; auto chooses for each step"
     )
 
+    prefix_cache: bool = Field(
+        default=True, description="whether pools that prefill keep full pages for prompts that begin alike"
+    )
+
     def overridden_by(self, pool: "EngineConfig | None") -> "EngineConfig":
         """These settings with the keys that `pool` says in the file."""
         if pool is None:

@@ -148,8 +148,9 @@ class Dispatcher:
         )
         generation.prefill.send(control_pb2.ToReplica(target=target))
 
-    def _on_admitted(self, generation: Generation, _: ReplicaClient, __: control_pb2.Admitted) -> None:
+    def _on_admitted(self, generation: Generation, _: ReplicaClient, admitted: control_pb2.Admitted) -> None:
         generation.is_admitted = True
+        generation.cached_tokens = admitted.cached_tokens
         generation.clock.admitted_s = generation.clock.now()
 
     def _on_handoff_done(self, generation: Generation, _: ReplicaClient, done: control_pb2.HandoffDone) -> None:

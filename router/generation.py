@@ -75,6 +75,7 @@ class Generation:
     is_finished: bool = False
     is_aborted: bool = False
     is_handed_off: bool = False
+    cached_tokens: int = 0
     handoff_bytes: int = 0
     handoff_write_s: float = 0.0
 

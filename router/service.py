@@ -127,7 +127,11 @@ def _complete(generation: Generation, *, reason: str, num_sent: int) -> inferenc
     handed_off = max(0.0, clock.handed_off_s - clock.first_token_s) if clock.handed_off_s else 0.0
     return inference_pb2.Complete(
         finish_reason=_REASONS[reason],
-        usage=inference_pb2.Usage(prompt_tokens=len(generation.request.prompt_ids), generated_tokens=num_sent),
+        usage=inference_pb2.Usage(
+            prompt_tokens=len(generation.request.prompt_ids),
+            cached_tokens=generation.cached_tokens,
+            generated_tokens=num_sent,
+        ),
         timings=inference_pb2.Timings(
             queue_s=clock.admitted_s,
             prefill_s=max(0.0, clock.first_token_s - clock.admitted_s),

@@ -69,7 +69,7 @@ class HandoffPlanner:
                 source_page_size=self._source.page_size,
                 target_table=[PagePlace(coordinate=page.coordinate, page=page.page) for page in target.pages],
                 target_page_size=self._target.page_size,
-                positions=(item.chunk.cached_tokens, item.end),
+                positions=(item.handoff_start, item.end),
             )
             if copy.source.coordinate == self._coordinates.attn_cp_rank
         ]

@@ -8,7 +8,7 @@ from typing import Any
 from torch._C._distributed_c10d import PrefixStore
 
 from attention.select import create_backend
-from parallel.checkpoint import resolve_model
+from parallel.checkpoint import fingerprint, resolve_model
 from parallel.communicator import CollectiveClock
 from parallel.groups import build_groups
 from parallel.handoff import cache_layout
@@ -214,6 +214,7 @@ class RankRuntime:
         self._leader = LeaderThread(
             shape=self._shape,
             settings=self._settings,
+            revision=fingerprint(resolve_model(self._assignment.model)).encode(),
             broadcast=star.broadcast,
             tell_router=lambda events: self._tell_launcher(control_pb2.FromRank(replica=events)),
             fail=self._fail,

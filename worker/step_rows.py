@@ -20,22 +20,26 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(kw_only=True)
 class RankSequence:
-    """What a rank keeps of one sequence."""
+    """What a rank keeps of one sequence. Positions before `handed_off` are on their way to the target."""
 
     slot: int
     request_id: int
     sampling: control_pb2.Sampling
     target: control_pb2.Target | None
     table: PageTable
+    handed_off: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedChunk:
-    """A chunk of this step with its sequence and its cut."""
+    """A chunk of this step with its sequence and its cut. Its hand-off begins at `handoff_start`: what the prefix
+    cache had goes with the first chunk.
+    """
 
     sequence: RankSequence
     chunk: step_pb2.Chunk
     segments: tuple[Segment, ...]
+    handoff_start: int
 
     @property
     def end(self) -> int:
@@ -122,7 +126,8 @@ class SequenceTables:
         if len(sequence.table) * self._page_size < chunk.cached_tokens + chunk.new_tokens:
             for owner, page in zip(cut.new_page_owners, chunk.new_pages, strict=True):
                 sequence.table.append(PagePlace(coordinate=owner, page=page))
-        return PlacedChunk(sequence=sequence, chunk=chunk, segments=cut.segments)
+        start, sequence.handed_off = sequence.handed_off, chunk.cached_tokens + chunk.new_tokens
+        return PlacedChunk(sequence=sequence, chunk=chunk, segments=cut.segments, handoff_start=start)
 
     def _rows(self, placed: list[PlacedChunk]) -> StepRows:
         mine = self._coordinates

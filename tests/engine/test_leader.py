@@ -11,7 +11,7 @@ from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, RankCoordinates, ReplicaShape
 from proto import control_pb2, step_pb2
 from worker.engine.leader import Leader
-from worker.step_rows import SequenceTables
+from worker.step_rows import SequenceTables, StepRows
 
 STOP = 3
 
@@ -21,7 +21,10 @@ class SimulatedRanks:
 
     def __init__(self, leader: Leader, *, shape: ReplicaShape, settings_: EngineSettings, seed: int) -> None:
         self.leader = leader
+        self.prompts: dict[int, tuple[int, ...]] = {}
         self.drawn: dict[int, list[int]] = {}
+        self._settings = settings_
+        self._memory: dict[tuple[int, int, int], object] = {}
         self.ended: dict[int, str] = {}
         self.wanted: list[int] = []
         self._shape = shape
@@ -41,11 +44,36 @@ class SimulatedRanks:
             self._targets.pop(join.slot, None)
             if join.HasField("target"):
                 self._targets[join.slot] = join.request_id
-        drawn = [row for table in self._tables for _, row in table.apply(plan).draws]
+        rows = [table.apply(plan) for table in self._tables]
+        self._check_memory(rows)
+        last = rows[-self._shape.stage_size :]
+        drawn = [item for part in last for _, item in part.draws]
         assert sorted(item.chunk.slot for item in drawn) == sorted(c.slot for c in plan.chunks if c.sample)
         writers = self._shape.world_size // self._shape.attention.dp
         self._unwritten += [self._targets[c.slot] for c in plan.chunks if c.slot in self._targets] * writers
         return True
+
+    def _check_memory(self, rows: list[StepRows]) -> None:
+        """Every row writes its prompt's prefix into its page; what a chunk finds cached is its own prompt's prefix."""
+        for rank, part in enumerate(rows[: self._shape.stage_size]):
+            row = 0
+            for segment in part.segments:
+                for position in range(segment.start, segment.end):
+                    place = (rank, int(part.pages[row]), int(part.offsets[row]))
+                    self._memory[place] = self._prefix(segment.sequence.request_id, position)
+                    row += 1
+        for item in (item for part in rows for item in part.chunks):
+            dp = item.sequence.slot // self._settings.max_sequences
+            for position in range(item.end):
+                page = item.sequence.table.places[position // self._settings.page_size]
+                rank = self._shape.attention_rank(dp=dp, cp=page.coordinate)
+                found = self._memory[rank, page.page, position % self._settings.page_size]
+                assert found == self._prefix(item.sequence.request_id, position)
+
+    def _prefix(self, request_id: int, position: int) -> object:
+        """What KV at a position stands for: the prompt up to it; of drawn tokens, whose they are."""
+        prompt_ids = self.prompts[request_id]
+        return prompt_ids[: position + 1] if position < len(prompt_ids) else (prompt_ids, request_id, position)
 
     def answer(self) -> None:
         """All ranks answer the oldest step."""
@@ -101,6 +129,12 @@ class SimulatedRanks:
             self.leader.handle(control_pb2.ToReplica(target=target))
         self.wanted = []
 
+    def submit(self, submit: control_pb2.Submit) -> None:
+        """A request of the router."""
+        self.prompts[submit.request_id] = tuple(submit.prompt_ids)
+        self.leader.handle(control_pb2.ToReplica(submit=submit))
+        self.listen()
+
     def act(self, verb: str) -> None:
         """One of the things that may happen next."""
         if verb == "plan":
@@ -122,6 +156,12 @@ class SimulatedRanks:
         )
 
 
+def prompt(chance: random.Random) -> list[int]:
+    """Up to 30 tokens; many begin alike."""
+    first = [chance.randint(0, 1)] * chance.choice((4, 8, 9))
+    return [*first, *range(chance.randint(0, 20))]
+
+
 VERBS = st.sampled_from(["submit", "submit", "plan", "plan", "plan", "answer", "answer", "write", "targets", "abort"])
 
 
@@ -130,14 +170,14 @@ VERBS = st.sampled_from(["submit", "submit", "plan", "plan", "plan", "answer", "
     verbs=st.lists(VERBS, max_size=80),
     dp=st.integers(1, 2),
     cp=st.integers(1, 4),
+    pp=st.integers(1, 2),
     handoff=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_whatever_happens_every_page_returns_and_every_request_ends_once(
-    verbs: list[str], dp: int, cp: int, handoff: bool, seed: int
+    verbs: list[str], dp: int, cp: int, pp: int, handoff: bool, seed: int
 ) -> None:
-    cp = cp if handoff else 1  # decode runs where cp is 1
-    shape = ReplicaShape(attention=AttentionSizes(dp=dp, cp=cp), experts=None)
+    shape = ReplicaShape(pp=pp, attention=AttentionSizes(dp=dp, cp=cp), experts=None)
     settings_ = EngineSettings(page_size=4, max_batch_tokens=10, max_sequences=3, kv_tokens=48)
     ranks = SimulatedRanks(Leader(shape=shape, settings=settings_), shape=shape, settings_=settings_, seed=seed)
     chance = random.Random(seed)
@@ -148,13 +188,12 @@ def test_whatever_happens_every_page_returns_and_every_request_ends_once(
             submitted[request_id] = chance.randint(2, 12)
             submit = control_pb2.Submit(
                 request_id=request_id,
-                prompt_ids=range(chance.randint(1, 30)),
+                prompt_ids=prompt(chance),
                 max_new_tokens=submitted[request_id],
                 stop_token_ids=[STOP],
                 handoff=handoff,
             )
-            ranks.leader.handle(control_pb2.ToReplica(submit=submit))
-            ranks.listen()
+            ranks.submit(submit)
         elif verb == "abort" and submitted:
             abort = control_pb2.Abort(request_id=chance.choice(list(submitted)))
             ranks.leader.handle(control_pb2.ToReplica(abort=abort))
@@ -205,8 +244,7 @@ def test_pages_of_a_prompt_are_spread_over_the_coordinates(cp: int) -> None:
     settings_ = EngineSettings(page_size=4, max_batch_tokens=24, max_sequences=4, kv_tokens=400)
     ranks = SimulatedRanks(Leader(shape=shape, settings=settings_), shape=shape, settings_=settings_, seed=0)
     submit = control_pb2.Submit(request_id=1, prompt_ids=range(157), max_new_tokens=2, handoff=True)
-    ranks.leader.handle(control_pb2.ToReplica(submit=submit))
-    ranks.listen()
+    ranks.submit(submit)
     ranks.give_targets()
     while ranks.plan():
         pass

@@ -40,6 +40,7 @@ class LocalReplica:
         self._shape = shape
         self._leader = Leader(shape=self._shape, settings=settings)
         self._store = HashStore()
+        self.cached_tokens: dict[int, int] = {}
         self._ranks = ThreadPoolExecutor(self._shape.world_size)
         barrier = threading.Barrier(self._shape.world_size)
 
@@ -98,6 +99,7 @@ class LocalReplica:
         """Runs all until they end; returns the logits of each that asked for them, by request id."""
         for submit in submits:
             self._leader.handle(control_pb2.ToReplica(submit=submit))
+        self.cached_tokens = {}
         logits: dict[int, list[npt.NDArray[np.float32]]] = {submit.request_id: [] for submit in submits}
         while plans := self._next_plans():
             for results in self._ranks.map(lambda runner, plans=plans: self._steps(runner, plans), self.runners):
@@ -105,6 +107,8 @@ class LocalReplica:
                     self._leader.handle_result(result)
             for event in self._leader.take_events():
                 assert event.WhichOneof("event") != "refused", event
+                if event.WhichOneof("event") == "admitted":
+                    self.cached_tokens[event.admitted.request_id] = event.admitted.cached_tokens
                 if event.WhichOneof("event") == "logits":
                     logits[event.logits.request_id].append(np.frombuffer(event.logits.float32, dtype=np.float32))
         assert self._leader.is_idle

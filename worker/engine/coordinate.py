@@ -8,6 +8,7 @@ from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes
 from proto import step_pb2
 from worker.engine.pages import CoordinatePages
+from worker.engine.prefix_cache import page_digests
 from worker.engine.sequence import Sequence
 
 #: Steps in flight that one decoding sequence may be in.
@@ -95,6 +96,7 @@ class Coordinate:
             chunk.new_pages.extend(self.pages.take(sequence.request_id, c).page for c in cut.new_page_owners)
         if sequence.is_prefilling:
             chunk.token_ids.extend(sequence.tokens[cached : cached + new_tokens])
+            self._publish(sequence, end=cached + new_tokens)
         self._advance(sequence, chunk)
         return chunk
 
@@ -106,8 +108,28 @@ class Coordinate:
         if len(table) > len(owners):
             assert pages == 1, "only decode finds pages reserved, and begins one at a time"
             return table[len(owners)].coordinate
-        held = [owners.count(index) for index in range(self._cp)]
+        # Pages of the prefix cache lie as they lie: what is new is spread evenly for itself, as was promised.
+        own = owners[sequence.num_joined_pages :]
+        held = [own.count(index) for index in range(self._cp)]
         return choose_offset(pages=pages, cp=self._cp, held=held, load=self.pages.load())
+
+    def _publish(self, sequence: Sequence, *, end: int) -> None:
+        """Lets others read the prompt's full pages: steps run in order, so who reads them finds them written."""
+        if sequence.digests is not None:
+            first = sequence.planned_tokens // self._settings.page_size
+            last = end // self._settings.page_size
+            self.pages.publish(sequence.request_id, sequence.digests[first:last], first=first)
+
+    def release(self, sequence: Sequence, *, salt: bytes) -> None:
+        """Gives up what an ended sequence holds; where the prefix cache is on, its outputs' full pages stay there."""
+        if sequence.digests is not None:
+            known = sequence.tokens[: sequence.planned_tokens]
+            digests = page_digests(known, page_size=self._settings.page_size, salt=salt)
+            first = sequence.prefill_end // self._settings.page_size
+            self.pages.publish(sequence.request_id, digests[first:], first=first)
+        self.pages.release(sequence.request_id)
+        self.give_back_slot(sequence.slot)
+        del self.running[sequence.request_id]
 
     def _advance(self, sequence: Sequence, chunk: step_pb2.Chunk) -> None:
         sequence.planned_tokens += chunk.new_tokens

@@ -14,6 +14,7 @@ from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
 from proto import control_pb2, step_pb2
 from worker.engine.coordinate import Coordinate
+from worker.engine.prefix_cache import page_digests
 from worker.engine.sequence import Sequence, from_start, from_submit
 
 
@@ -43,9 +44,11 @@ class _Reservation:
 class Leader:
     """Scheduling state of one replica. Not thread-safe: one thread calls it."""
 
-    def __init__(self, *, shape: ReplicaShape, settings: EngineSettings) -> None:
+    def __init__(self, *, shape: ReplicaShape, settings: EngineSettings, revision: bytes = b"") -> None:
+        """`revision` is the model's, for the keys of the prefix cache."""
         self._shape = shape
         self._settings = settings
+        self._revision = revision
         self._coordinates = [
             Coordinate(dp=dp, pp=shape.pp, sizes=shape.attention, settings=settings) for dp in range(shape.attention.dp)
         ]
@@ -170,7 +173,7 @@ class Leader:
         """AssertionError unless every page is free or owned once and, when idle, all are free."""
         for coordinate in self._coordinates:
             coordinate.pages.check_integrity()
-            if self.is_idle:
+            if self.is_idle:  # the cache gives up whatever it has
                 expected = self._settings.num_pages * self._shape.attention.cp
                 assert coordinate.pages.num_free == expected, "an idle replica holds pages"
 
@@ -178,36 +181,57 @@ class Leader:
 
     def _submit(self, message: control_pb2.Submit) -> None:
         sequence = from_submit(message)
+        if self._settings.prefix_cache:
+            sequence.digests = page_digests(sequence.tokens, page_size=self._settings.page_size, salt=self._revision)
         new_tokens = 0 if sequence.handoff else sequence.max_new_tokens
         if self._may_fit(sequence.request_id, len(sequence.tokens), new_tokens):
             self._waiting.append(sequence)
 
     def _admit(self) -> None:
         """Admits waiting prompts first come first served, then reservations likewise."""
-        while self._waiting:
-            sequence = self._waiting[0]
-            pages = self._pages_promised(sequence)
-            coordinate = self._roomiest([c for c in self._coordinates if c.pages.fits(pages)])
-            if coordinate is None:
-                break
+        while self._waiting and self._try_admit(self._waiting[0]):
             self._waiting.popleft()
-            coordinate.pages.promise(sequence.request_id, pages)
-            sequence.dp, sequence.slot = coordinate.dp, coordinate.take_slot()
-            self._sequences[sequence.request_id] = coordinate.running[sequence.request_id] = sequence
-            request_id = sequence.request_id
-            if sequence.handoff:
-                self._emit(control_pb2.Event(want_target=control_pb2.WantTarget(request_id=request_id)))
-            else:
-                self._emit(control_pb2.Event(admitted=control_pb2.Admitted(request_id=request_id)))
         for reservation in [r for r in self._reservations.values() if r.dp is None]:
             if not self._try_reserve(reservation):
                 break
+
+    def _try_admit(self, sequence: Sequence) -> bool:
+        """Admits it where most of its prefix is cached, then where most room is; False where it fits nowhere."""
+        found = [(self._cached(coordinate, sequence), coordinate) for coordinate in self._coordinates]
+        fitting = [
+            (cached, coordinate)
+            for cached, coordinate in found
+            if coordinate.has_slot and coordinate.pages.fits(self._pages_promised(sequence, cached), cached=cached)
+        ]
+        if not fitting:
+            return False
+        cached, coordinate = max(fitting, key=lambda item: (len(item[0]), item[1].pages.num_free, -item[1].dp))
+        pages = self._pages_promised(sequence, cached)
+        coordinate.pages.promise(sequence.request_id, pages, cached=cached)
+        sequence.num_joined_pages = len(cached)
+        sequence.planned_tokens = len(cached) * self._settings.page_size
+        sequence.dp, sequence.slot = coordinate.dp, coordinate.take_slot()
+        self._sequences[sequence.request_id] = coordinate.running[sequence.request_id] = sequence
+        if sequence.handoff:
+            want = control_pb2.WantTarget(request_id=sequence.request_id)
+            self._emit(control_pb2.Event(want_target=want))
+        else:
+            self._emit_admitted(sequence)
+        return True
+
+    def _cached(self, coordinate: Coordinate, sequence: Sequence) -> list[bytes]:
+        """The keys of its first pages that are cached there; its last token is never among them: it is to be drawn
+        from.
+        """
+        most = (len(sequence.tokens) - 1) // self._settings.page_size
+        digests = (sequence.digests or [])[:most]
+        return digests[: coordinate.pages.num_cached(digests)]
 
     def _take_target(self, target: control_pb2.Target) -> None:
         sequence = self._sequences.get(target.request_id)
         if sequence is not None and not sequence.finish_reason:
             sequence.target = target
-            self._emit(control_pb2.Event(admitted=control_pb2.Admitted(request_id=target.request_id)))
+            self._emit_admitted(sequence)
 
     def _reserve(self, message: control_pb2.Reserve) -> None:
         request_id, tokens = message.request_id, message.prompt_tokens + message.max_new_tokens
@@ -236,6 +260,7 @@ class Leader:
         assert reservation.dp is not None, f"{message.request_id:016x} starts before it has pages"
         sequence = from_start(message)
         sequence.dp, sequence.slot = reservation.dp, reservation.slot
+        sequence.num_joined_pages = reservation.num_pages
         self._sequences[sequence.request_id] = sequence
         self._coordinates[sequence.dp].running[sequence.request_id] = sequence
 
@@ -275,9 +300,7 @@ class Leader:
         if not sequence.finish_reason or not sequence.is_quiet:
             return
         coordinate = self._coordinates[sequence.dp]
-        coordinate.pages.release(sequence.request_id)
-        coordinate.give_back_slot(sequence.slot)
-        del coordinate.running[sequence.request_id]
+        coordinate.release(sequence, salt=self._revision)
         del self._sequences[sequence.request_id]
         if sequence.joined:
             self._leaves.append(sequence.slot)
@@ -286,10 +309,10 @@ class Leader:
         self._emit_ended(sequence.request_id, sequence.finish_reason)
 
     def _join(self, sequence: Sequence) -> step_pb2.SequenceJoin:
-        places = self._coordinates[sequence.dp].pages.table(sequence.request_id)
+        places = self._coordinates[sequence.dp].pages.table(sequence.request_id)[: sequence.num_joined_pages]
         join = step_pb2.SequenceJoin(slot=sequence.slot, request_id=sequence.request_id, sampling=sequence.sampling)
+        join.pages.extend(control_pb2.Page(coordinate=place.coordinate, page=place.page) for place in places)
         if sequence.prefill_end < len(sequence.tokens):
-            join.pages.extend(control_pb2.Page(coordinate=place.coordinate, page=place.page) for place in places)
             join.first_token = sequence.tokens[-1]
         if sequence.target is not None:
             join.target.CopyFrom(sequence.target)
@@ -297,9 +320,10 @@ class Leader:
 
     # ---- small parts ----
 
-    def _pages_promised(self, sequence: Sequence) -> int:
-        """Pages a coordinate must be able to hold: of the prompt where it is handed off, of all tokens where not."""
+    def _pages_promised(self, sequence: Sequence, cached: list[bytes]) -> int:
+        """New pages a coordinate must be able to hold: of the prompt where it is handed off, of all tokens else."""
         tokens = len(sequence.tokens) + (0 if sequence.handoff else sequence.max_new_tokens)
+        tokens -= len(cached) * self._settings.page_size
         return pages_needed(tokens, page_size=self._settings.page_size, cp=self._shape.attention.cp)
 
     def _roomiest(self, fitting: list[Coordinate]) -> Coordinate | None:
@@ -342,6 +366,11 @@ class Leader:
 
     def _emit(self, event: control_pb2.Event) -> None:
         self._events.append(event)
+
+    def _emit_admitted(self, sequence: Sequence) -> None:
+        cached = 0 if sequence.digests is None else sequence.num_joined_pages * self._settings.page_size
+        admitted = control_pb2.Admitted(request_id=sequence.request_id, cached_tokens=cached)
+        self._emit(control_pb2.Event(admitted=admitted))
 
     def _emit_ended(self, request_id: int, reason: str) -> None:
         self._emit(control_pb2.Event(ended=control_pb2.Ended(request_id=request_id, reason=reason)))

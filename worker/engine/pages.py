@@ -7,15 +7,17 @@ hold the most that the prompt may come to hold there, and what is over returns w
 from collections.abc import Iterable, Sequence
 
 from parallel.handoff import PagePlace
+from worker.engine.prefix_cache import PrefixCache
 
 
 class PageAllocator:
-    """The pages 0..num_pages-1 of one coordinate: each is free or has exactly one owner."""
+    """The pages 0..num_pages-1 of one coordinate: each is free, has exactly one owner, or is the prefix cache's."""
 
     def __init__(self, num_pages: int) -> None:
         self._num_pages = num_pages
         self._free = list(range(num_pages - 1, -1, -1))
         self._owners: dict[int, int] = {}
+        self._cached: set[int] = set()
 
     @property
     def num_pages(self) -> int:
@@ -35,16 +37,24 @@ class PageAllocator:
         self._owners[page] = owner
         return page
 
+    def hand_over(self, owner: int, page: int) -> None:
+        """`owner` gives a page to the prefix cache; ValueError where it does not belong to `owner`."""
+        self._disown(owner, page)
+        self._cached.add(page)
+
+    def evict(self, page: int) -> None:
+        """Frees a page of the prefix cache."""
+        self._cached.remove(page)
+        self._free.append(page)
+
     def give_back(self, owner: int, pages: Iterable[int]) -> None:
         """Frees `pages`; ValueError where one does not belong to `owner`."""
         for page in pages:
-            if self._owners.get(page) != owner:
-                raise ValueError(f"page {page} is not owned by {owner:016x} but by {self._owners.get(page)}")
-            del self._owners[page]
+            self._disown(owner, page)
             self._free.append(page)
 
-    def check_integrity(self, tables: Iterable[tuple[int, Sequence[int]]]) -> None:
-        """Proves that free and owned pages are a partition and that `tables` of (owner, pages) hold all owned ones.
+    def check_integrity(self, tables: Iterable[tuple[int, Sequence[int]]], *, cached: Iterable[int] = ()) -> None:
+        """Proves that free, owned and cached pages are a partition and that `tables` of (owner, pages) hold all owned.
 
         Raises AssertionError with the pages at fault: a leak, a page with two owners or one that was lost.
         """
@@ -54,8 +64,14 @@ class PageAllocator:
                 assert page not in held, f"page {page} is in the tables of {held[page]:016x} and {owner:016x}"
                 held[page] = owner
         assert held == self._owners, f"tables and owners differ at {sorted(held.items() ^ self._owners.items())}"
-        everything = sorted([*self._free, *self._owners])
-        assert everything == list(range(self._num_pages)), "free and owned pages are not a partition of all pages"
+        assert set(cached) == self._cached, "the cache's pages are not those that were handed over"
+        everything = sorted([*self._free, *self._owners, *self._cached])
+        assert everything == list(range(self._num_pages)), "free, owned and cached pages are no partition of all pages"
+
+    def _disown(self, owner: int, page: int) -> None:
+        if self._owners.get(page) != owner:
+            raise ValueError(f"page {page} is not owned by {owner:016x} but by {self._owners.get(page)}")
+        del self._owners[page]
 
 
 class CoordinatePages:
@@ -63,35 +79,52 @@ class CoordinatePages:
 
     def __init__(self, *, cp: int, num_pages: int) -> None:
         self._allocators = [PageAllocator(num_pages) for _ in range(cp)]
+        self._cache = PrefixCache(cp=cp)
         self._tables: dict[int, list[PagePlace]] = {}
+        self._shared: dict[int, dict[int, bytes]] = {}  # of a table's pages by index, those that the cache has
         self._promised: dict[int, list[int]] = {}
         self._promised_total = [0] * cp
 
     @property
     def num_free(self) -> int:
-        """Pages over all coordinates that are neither owned nor promised."""
+        """Pages over all coordinates that are neither owned nor promised; those that the cache would give up count."""
         return sum(self.available())
 
     def available(self) -> list[int]:
         """For each coordinate, the pages that may still be promised."""
-        pairs = zip(self._allocators, self._promised_total, strict=True)
-        return [allocator.num_free - promised for allocator, promised in pairs]
+        parts = zip(self._allocators, self._cache.num_idle(), self._promised_total, strict=True)
+        return [allocator.num_free + idle - promised for allocator, idle, promised in parts]
 
     def load(self) -> list[int]:
         """For each coordinate, the pages that are owned or promised."""
         return [a.num_pages - free for a, free in zip(self._allocators, self.available(), strict=True)]
 
-    def fits(self, pages: int) -> bool:
-        """Whether every coordinate can promise `pages` now."""
-        return min(self.available()) >= pages
+    def num_cached(self, digests: Sequence[bytes]) -> int:
+        """How many pages of a prefix, from its first on, the cache has."""
+        return len(self._cache.match(digests))
 
-    def promise(self, request_id: int, pages: int) -> None:
-        """Sets `pages` on every coordinate aside for `request_id`."""
-        if not self.fits(pages):
+    def fits(self, pages: int, *, cached: Sequence[bytes] = ()) -> bool:
+        """Whether every coordinate can promise `pages` now, beside the pages `cached` that the cache has."""
+        taken = self._cache.idle_among(cached)
+        return min(free - used for free, used in zip(self.available(), taken, strict=True)) >= pages
+
+    def promise(self, request_id: int, pages: int, *, cached: Sequence[bytes] = ()) -> None:
+        """Sets `pages` on every coordinate aside for `request_id`, whose table begins with the cache's `cached`."""
+        if not self.fits(pages, cached=cached):
             raise ValueError(f"cannot promise {pages} pages a coordinate: {self.available()} are available")
         self._promised[request_id] = [pages] * len(self._allocators)
         self._promised_total = [total + pages for total in self._promised_total]
-        self._tables[request_id] = []
+        self._tables[request_id] = [self._cache.acquire(digest) for digest in cached]
+        self._shared[request_id] = dict(enumerate(cached))
+
+    def publish(self, request_id: int, digests: Sequence[bytes], *, first: int) -> None:
+        """The request's pages from `first` on are full and have the keys `digests`: others may read them."""
+        table, shared = self._tables[request_id], self._shared[request_id]
+        for index, digest in enumerate(digests, first):
+            place = table[index]
+            if index not in shared and self._cache.publish(digest, place):
+                self._allocators[place.coordinate].hand_over(request_id, place.page)
+                shared[index] = digest
 
     def take(self, request_id: int, coordinate: int) -> PagePlace:
         """A page on `coordinate`, out of what was promised, appended to the request's table."""
@@ -100,9 +133,15 @@ class CoordinatePages:
             raise ValueError(f"{request_id:016x} has used all pages promised to it on coordinate {coordinate}")
         promised[coordinate] -= 1
         self._promised_total[coordinate] -= 1
-        place = PagePlace(coordinate=coordinate, page=self._allocators[coordinate].take(request_id))
+        place = self._take(request_id, coordinate)
         self._tables[request_id].append(place)
         return place
+
+    def _take(self, request_id: int, coordinate: int) -> PagePlace:
+        allocator = self._allocators[coordinate]
+        if not allocator.num_free and self._cache.num_idle()[coordinate]:
+            allocator.evict(self._cache.evict(coordinate))
+        return PagePlace(coordinate=coordinate, page=allocator.take(request_id))
 
     def can_spread(self, pages: int, *, most: int) -> bool:
         """Whether `spread` would find `pages` pages now."""
@@ -116,6 +155,7 @@ class CoordinatePages:
             raise ValueError(f"cannot spread {pages} pages, {most} a coordinate: {self.available()} are available")
         self._promised[request_id] = [0] * len(self._allocators)
         table = self._tables[request_id] = []
+        self._shared[request_id] = {}
         counts, free = [0] * len(self._allocators), self.available()
         for _ in range(pages):
             # The emptiest of this sequence first: then its context is read evenly, and stays within `most`.
@@ -123,7 +163,7 @@ class CoordinatePages:
             index = min(open_to, key=lambda index: (counts[index] - free[index], index))
             counts[index] += 1
             free[index] -= 1
-            table.append(PagePlace(coordinate=index, page=self._allocators[index].take(request_id)))
+            table.append(self._take(request_id, index))
         return table
 
     def settle(self, request_id: int) -> None:
@@ -136,18 +176,30 @@ class CoordinatePages:
         return self._tables[request_id]
 
     def release(self, request_id: int) -> None:
-        """Frees all pages and promises of the request."""
+        """Gives all pages and promises of the request up: its own are free, the cache's have one reader less."""
         self.settle(request_id)
-        for place in self._tables.pop(request_id):
-            self._allocators[place.coordinate].give_back(request_id, [place.page])
+        shared = self._shared.pop(request_id)
+        for index, place in enumerate(self._tables.pop(request_id)):
+            if index not in shared:
+                self._allocators[place.coordinate].give_back(request_id, [place.page])
+        self._cache.release([shared[index] for index in sorted(shared)])
 
     def check_integrity(self) -> None:
-        """AssertionError unless every page is free or in exactly one table, and promises are covered."""
+        """AssertionError unless every page is free, in exactly one table or the cache's, and promises are covered."""
         for coordinate, allocator in enumerate(self._allocators):
             allocator.check_integrity(
-                (request_id, [place.page for place in table if place.coordinate == coordinate])
-                for request_id, table in self._tables.items()
+                ((request_id, self._own_pages(request_id, coordinate)) for request_id in self._tables),
+                cached=self._cache.pages_of(coordinate),
             )
+        self._cache.check_integrity(digest for shared in self._shared.values() for digest in shared.values())
         sums = [sum(column) for column in zip(*self._promised.values(), strict=True)] or [0] * len(self._allocators)
         assert sums == self._promised_total, f"promises add up to {sums}, not {self._promised_total}"
         assert min(self.available()) >= 0, f"more pages are promised than free: {self.available()}"
+
+    def _own_pages(self, request_id: int, coordinate: int) -> list[int]:
+        shared = self._shared[request_id]
+        return [
+            place.page
+            for index, place in enumerate(self._tables[request_id])
+            if place.coordinate == coordinate and index not in shared
+        ]

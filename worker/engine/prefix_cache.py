@@ -1,0 +1,94 @@
+"""Full pages that outlive their sequence, found again by what they hold: one cache for each dp coordinate.
+
+A page's key is a digest chained over all tokens up to its end, begun with the model's revision: so it says which prefix
+the KV belongs to, whatever the page size was. A page here is read by any number of sequences and written by none; those
+that nobody reads are evicted, least recently used first, when their coordinate needs a page.
+"""
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from parallel.handoff import PagePlace
+
+
+def page_digests(token_ids: Sequence[int], *, page_size: int, salt: bytes) -> list[bytes]:
+    """The key of each full page of `token_ids`: 16 bytes, the digest of `salt` and all tokens up to the page's end."""
+    chain = hashlib.blake2b(salt, digest_size=16)
+    digests = []
+    for end in range(page_size, len(token_ids) + 1, page_size):
+        chain.update(array("I", token_ids[end - page_size : end]).tobytes())
+        digests.append(chain.digest())
+    return digests
+
+
+class PrefixCache:
+    """Keys to pages. `readers` counts the sequences whose tables have a page; a page without readers is idle."""
+
+    def __init__(self, *, cp: int) -> None:
+        self._places: dict[bytes, PagePlace] = {}
+        self._readers: dict[bytes, int] = {}
+        self._idle: list[OrderedDict[bytes, None]] = [OrderedDict() for _ in range(cp)]
+
+    def match(self, digests: Iterable[bytes]) -> list[PagePlace]:
+        """The places of the longest run of `digests`, from the first on, that is here."""
+        found = []
+        for digest in digests:
+            place = self._places.get(digest)
+            if place is None:
+                break
+            found.append(place)
+        return found
+
+    def num_idle(self) -> list[int]:
+        """For each coordinate, the pages that nobody reads."""
+        return [len(idle) for idle in self._idle]
+
+    def idle_among(self, digests: Iterable[bytes]) -> list[int]:
+        """For each coordinate, how many of the pages of `digests` are idle now."""
+        counts = [0] * len(self._idle)
+        for digest in digests:
+            if not self._readers[digest]:
+                counts[self._places[digest].coordinate] += 1
+        return counts
+
+    def acquire(self, digest: bytes) -> PagePlace:
+        """One more reader of a page that is here."""
+        place = self._places[digest]
+        self._readers[digest] += 1
+        self._idle[place.coordinate].pop(digest, None)
+        return place
+
+    def publish(self, digest: bytes, place: PagePlace) -> bool:
+        """Takes a page over, with one reader; False where another page has this key already."""
+        if digest in self._places:
+            return False
+        self._places[digest], self._readers[digest] = place, 1
+        return True
+
+    def release(self, digests: Sequence[bytes]) -> None:
+        """One reader less of each page, given in order of position; the end of a prefix is evicted before its start."""
+        for digest in reversed(digests):
+            self._readers[digest] -= 1
+            if not self._readers[digest]:
+                self._idle[self._places[digest].coordinate][digest] = None
+
+    def evict(self, coordinate: int) -> int:
+        """Gives up the idle page of `coordinate` that was used least recently, and returns its number."""
+        digest, _ = self._idle[coordinate].popitem(last=False)
+        del self._readers[digest]
+        return self._places.pop(digest).page
+
+    def pages_of(self, coordinate: int) -> list[int]:
+        """Every page of `coordinate` that is here."""
+        return [place.page for place in self._places.values() if place.coordinate == coordinate]
+
+    def check_integrity(self, readers: Iterable[bytes]) -> None:
+        """AssertionError unless `readers`, the keys in all tables, are those that are counted."""
+        counts = dict.fromkeys(self._places, 0)
+        for digest in readers:
+            counts[digest] += 1
+        assert counts == self._readers, "the readers of cached pages are not those in the tables"
+        idle = {digest for part in self._idle for digest in part}
+        assert idle == {digest for digest, count in counts.items() if not count}, "an idle page has readers"
