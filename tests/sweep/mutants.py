@@ -89,7 +89,7 @@ MUTANTS = (
         name="keys seen of another coordinate",
         path="attention/exchange_chunk.py",
         before="before=segment.start // page_size)",
-        after="before=segment.start // page_size + 1)",
+        after="before=max(segment.start // page_size - 1, 0))",
         pair="llama unified=cp2 exchange=ring",
     ),
     Mutant(
