@@ -56,7 +56,12 @@ def plan_runs(demands: Sequence[Demand], *, free: Sequence[int]) -> tuple[tuple[
         for tight in (False, True)
         for order in permutations(range(len(demands)))
     )
-    return min(plans, key=lambda plan: plan.losses).runs
+    best = next(plans)
+    for plan in plans:
+        if not any(best.losses):
+            break
+        best = min(best, plan, key=lambda plan: plan.losses)
+    return best.runs
 
 
 def ladder(shape: ReplicaShape) -> Mapping[int, Loss]:
@@ -83,33 +88,31 @@ def _plan(demands: Sequence[Demand], *, order: Sequence[int], room: "_Room") -> 
     runs: dict[int, tuple[Run, ...]] = {}
     losses = [0] * len(Loss)
     for index in order:
-        shape = demands[index].shape
-        sizes = ladder(shape)
-        taken = [run for _ in range(demands[index].replicas) for run in _place(shape.world_size, sizes, room, losses)]
+        replicas, shape = demands[index].replicas, demands[index].shape
+        taken = _place(replicas, size=shape.world_size, sizes=ladder(shape), room=room, losses=losses)
         runs[index] = tuple(_merged(taken))
     return _Plan(runs=tuple(runs[index] for index in range(len(demands))), losses=tuple(losses))
 
 
-def _place(size: int, sizes: Mapping[int, Loss], room: "_Room", losses: list[int]) -> Iterator[Run]:
-    """The runs of a block of `size` ranks; counts in `losses` what is taken apart."""
-    host = room.take(size)
-    if host is not None:
-        yield Run(host=host, count=size)
-        return
-    losses[sizes[size]] += 1
-    most = room.most
-    inner = next((block for block in sizes if block < size and size % block == 0 and block <= most), 1)
-    for _ in range(size // inner):
-        yield from _place(inner, sizes, room, losses)
+def _place(blocks: int, *, size: int, sizes: Mapping[int, Loss], room: "_Room", losses: list[int]) -> Iterator[Run]:
+    """The runs of `blocks` blocks of `size` ranks; counts in `losses` what is taken apart."""
+    while blocks and (run := room.take(size, at_most=blocks)):
+        blocks -= run.count // size
+        yield run
+    for _ in range(blocks):
+        losses[sizes[size]] += 1
+        most = room.most
+        inner = next((block for block in sizes if block < size and size % block == 0 and block <= most), 1)
+        yield from _place(size // inner, size=inner, sizes=sizes, room=room, losses=losses)
 
 
-def _merged(runs: Sequence[Run]) -> Iterator[Run]:
+def _merged(runs: Iterator[Run]) -> Iterator[Run]:
     for host, together in groupby(runs, key=lambda run: run.host):
         yield Run(host=host, count=sum(run.count for run in together))
 
 
 class _Room:
-    """Free devices by host: the first host with enough, or (`tight`) the first of those with the least that is enough."""
+    """Free devices by host, given from the first host with enough or, where `tight`, with the least that is enough."""
 
     def __init__(self, free: Sequence[int], *, tight: bool) -> None:
         self._tight = tight
@@ -122,12 +125,13 @@ class _Room:
         """Free devices of the emptiest host."""
         return max((count for count, hosts in self._hosts.items() if hosts), default=0)
 
-    def take(self, size: int) -> int | None:
-        """Takes `size` devices of one host and returns it, None where no host has that many."""
+    def take(self, size: int, *, at_most: int) -> Run | None:
+        """Takes blocks of `size` devices of one host, `at_most` so many; None where no host has room for one."""
         enough = [count for count, hosts in self._hosts.items() if hosts and count >= size]
         if not enough:
             return None
         count = min(enough) if self._tight else min(enough, key=lambda count: self._hosts[count][0])
         host = heappop(self._hosts[count])
-        heappush(self._hosts.setdefault(count - size, []), host)
-        return host
+        taken = size * min(count // size, at_most)
+        heappush(self._hosts.setdefault(count - taken, []), host)
+        return Run(host=host, count=taken)

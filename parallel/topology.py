@@ -1,9 +1,8 @@
 """The global topology: which rank of which replica runs on which device of which host. Pure: specs in, plan out."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 
 from parallel.placement import Demand, plan_runs
@@ -84,16 +83,20 @@ class Topology:
 
     def host(self, name: str) -> HostSpec:
         """The host named `name`."""
-        return next(host for host in self.hosts if host.name == name)
+        return self._hosts_by_name[name]
 
     def pool(self, name: str) -> tuple[ReplicaPlan, ...]:
         """The replicas of pool `name`, none where the topology has no such pool."""
         return tuple(replica for replica in self.replicas if replica.pool == name)
 
     @cached_property
+    def _hosts_by_name(self) -> dict[str, HostSpec]:
+        return {host.name: host for host in self.hosts}
+
+    @cached_property
     def digest(self) -> str:
         """A hash of hosts, pools and placements."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
 
 def plan_topology(*, model: str, hosts: Sequence[HostSpec], pools: Sequence[PoolSpec]) -> Topology:
@@ -102,20 +105,35 @@ def plan_topology(*, model: str, hosts: Sequence[HostSpec], pools: Sequence[Pool
     What the others may share is placement.py's choice. Raises ValueError with both counts where a pool needs more
     devices than its hosts have left.
     """
-    free: dict[str, list[int]] = {host.name: list(host.devices) for host in hosts}
-    places: dict[str, list[Placement]] = {}
-    for pool in pools:
-        if pool.hosts:
-            # A host that a pool names twice still has each device once.
-            names = tuple(dict.fromkeys(pool.hosts))
-            _check_room(pool, names=names, left=sum(len(free[name]) for name in names))
-            places[pool.name] = _fill(pool, free=free, names=names)
+    free, places = _fill_named(hosts=hosts, pools=pools)
     places |= _place_anywhere([pool for pool in pools if not pool.hosts], free=free)
     return Topology(
         model=model,
         hosts=tuple(hosts),
         replicas=tuple(replica for pool in pools for replica in _replicas(pool, places=places[pool.name])),
     )
+
+
+def check_devices(*, hosts: Sequence[HostSpec], pools: Sequence[PoolSpec]) -> None:
+    """Raises the ValueError that `plan_topology` would raise, without placing what any host may hold."""
+    free, _ = _fill_named(hosts=hosts, pools=pools)
+    _check_rest([pool for pool in pools if not pool.hosts], free=free)
+
+
+_Places = dict[str, list[Placement]]
+
+
+def _fill_named(*, hosts: Sequence[HostSpec], pools: Sequence[PoolSpec]) -> tuple[dict[str, list[int]], _Places]:
+    """What is free by host after the pools that name hosts, and the places of those pools."""
+    free = {host.name: list(host.devices) for host in hosts}
+    places: _Places = {}
+    for pool in pools:
+        if pool.hosts:
+            # A host that a pool names twice still has each device once.
+            names = tuple(dict.fromkeys(pool.hosts))
+            _check_room(pool, names=names, left=sum(len(free[name]) for name in names))
+            places[pool.name] = _fill(pool, free=free, names=names)
+    return free, places
 
 
 def _check_room(pool: PoolSpec, *, names: Sequence[str], left: int) -> None:
@@ -135,13 +153,17 @@ def _fill(pool: PoolSpec, *, free: Mapping[str, list[int]], names: Sequence[str]
     return places
 
 
-def _place_anywhere(pools: Sequence[PoolSpec], *, free: Mapping[str, list[int]]) -> dict[str, list[Placement]]:
+def _check_rest(pools: Sequence[PoolSpec], *, free: Mapping[str, list[int]]) -> None:
+    left = sum(map(len, free.values()))
+    for pool in pools:
+        _check_room(pool, names=tuple(free), left=left)
+        left -= pool.num_ranks
+
+
+def _place_anywhere(pools: Sequence[PoolSpec], *, free: Mapping[str, list[int]]) -> _Places:
+    _check_rest(pools, free=free)
     names = tuple(free)
     room = [len(free[name]) for name in names]
-    left = sum(room)
-    for pool in pools:
-        _check_room(pool, names=names, left=left)
-        left -= pool.num_ranks
     plans = plan_runs([Demand(replicas=pool.replicas, shape=pool.shape) for pool in pools], free=room)
     return {
         pool.name: [

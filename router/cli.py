@@ -18,6 +18,7 @@ from router.config import config_schema
 from router.errors import ClusterError
 from router.plan_report import plan_report
 from router.plan_table import render
+from router.plan_warnings import crossing_warnings
 from router.problem import ConfigError
 from router.server import run_router
 
@@ -49,10 +50,18 @@ def serve(
 
 
 @app.command()
-def check(config: ConfigOption) -> None:
-    """Says everything that is wrong with a file, or prints the whole plan."""
+def check(
+    config: ConfigOption,
+    every_rank: Annotated[
+        bool, typer.Option(help="List every rank and group of a plan that would be summed up.")
+    ] = False,
+) -> None:
+    """Says everything that is wrong with a file, or prints the whole plan, with a warning for groups across hosts."""
     checked = _checked(config)
-    render(plan_report(checked.topology, description=checked.description), Console())
+    report = plan_report(checked.topology, description=checked.description)
+    render(report, Console(), every_rank=every_rank)
+    for warning in crossing_warnings(report, config=checked.config):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 @app.command()
