@@ -16,6 +16,7 @@ from router.check import CheckedConfig, check_file
 from router.client import generate as run_generate
 from router.config import config_schema
 from router.errors import ClusterError
+from router.explain import explain, find_replica
 from router.plan_report import plan_report
 from router.plan_table import render
 from router.plan_warnings import crossing_warnings
@@ -62,6 +63,21 @@ def check(
     render(report, Console(), every_rank=every_rank)
     for warning in crossing_warnings(report, config=checked.config):
         print(f"warning: {warning}", file=sys.stderr)
+
+
+@app.command("explain")
+def explain_command(
+    config: ConfigOption,
+    rank: Annotated[int, typer.Option(help="A global rank of the replica, from 0.")],
+    replica: Annotated[str | None, typer.Option(help="POOL/INDEX; the first of the file when left out.")] = None,
+) -> None:
+    """Tells one rank's life: its layers, heads, experts, tokens and groups, and its peers in the hand-off."""
+    checked = _checked(config)
+    try:
+        found = find_replica(checked.topology, name=replica, rank=rank)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    print(explain(checked.topology, description=checked.description, replica=found, rank=rank))
 
 
 @app.command()
