@@ -15,6 +15,7 @@ from proto import inference_pb2
 from router.check import CheckedConfig, check_file
 from router.client import generate as run_generate
 from router.config import config_schema
+from router.draw import draw
 from router.errors import ClusterError
 from router.explain import explain, find_replica
 from router.plan_report import plan_report
@@ -78,6 +79,24 @@ def explain_command(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     print(explain(checked.topology, description=checked.description, replica=found, rank=rank))
+
+
+@app.command("draw")
+def draw_command(
+    config: ConfigOption,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The SVG file; beside --config by default.")
+    ] = None,
+) -> None:
+    """Draws hosts, devices, pools, groups and the hand-off as an SVG picture."""
+    checked = _checked(config)
+    path = output or config.with_suffix(".svg")
+    try:
+        path.write_text(draw(checked.topology, description=checked.description))
+    except OSError as error:
+        print(f"{path} cannot be written: {error.strerror}; name another file with --output", file=sys.stderr)
+        raise typer.Exit(1) from None
+    print(path)
 
 
 @app.command()
