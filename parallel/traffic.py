@@ -25,12 +25,16 @@ _ID_BYTES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class AxisTraffic:
-    """What one rank sends along `axis`, to the other ranks of its group of `size`; `what` says it in words."""
+    """What one rank sends along `axis`, to the other ranks of its group of `size`; `what` says it in words.
+
+    `cached_bytes` come on top for each 1000 cached tokens that the step's sequences have already.
+    """
 
     axis: str
     size: int
     sent_bytes: int
     what: str
+    cached_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +62,6 @@ class StepTraffic:
         if self._block_size > 1:
             yield self._experts()
 
-    def cached_bytes(self, tokens: int) -> int:
-        """What a rank sends more over cp where the sequences of a prefill step have `tokens` cached tokens already."""
-        return 0 if self.pool == "decode" else self._kv_bytes(tokens)
-
     @property
     def num_tokens(self) -> int:
         """T."""
@@ -75,9 +75,14 @@ class StepTraffic:
         return AxisTraffic(axis="pp", size=self.shape.pp, sent_bytes=sent, what=what)
 
     def _gather_kv(self) -> AxisTraffic:
-        """K and V of the rank's own share of the T tokens, its heads, its layers: to all other coordinates."""
-        sent = self._kv_bytes(self.num_tokens)
-        return AxisTraffic(axis="attn_cp", size=self.shape.attention.cp, sent_bytes=sent, what="KV of new tokens")
+        """K and V of the rank's own share of new and cached tokens, its heads, its layers: to all other coordinates."""
+        return AxisTraffic(
+            axis="attn_cp",
+            size=self.shape.attention.cp,
+            sent_bytes=self._kv_bytes(self.num_tokens),
+            what="KV of new tokens",
+            cached_bytes=self._kv_bytes(1000),
+        )
 
     def _kv_bytes(self, tokens: int) -> int:
         """(cp - 1) · ceil(tokens / cp) · KV bytes of a token on this rank."""

@@ -70,13 +70,17 @@ class PoolRow:
 
 @dataclass(frozen=True, kw_only=True)
 class TrafficRow:
-    """What a rank of `pool` sends along `axis` in a full step, of the stage that sends most; `tokens` in a step."""
+    """What a rank of `pool` sends along `axis` in a full step of `step_tokens`, of the stage that sends most.
+
+    `cached_bytes` come on top for each 1000 cached tokens of its sequences.
+    """
 
     pool: str
     axis: str
     group_size: int
     step_tokens: int
     sent_bytes: int
+    cached_bytes: int
     what: str
 
 
@@ -169,6 +173,7 @@ def _traffic_rows(replica: ReplicaPlan, *, description: ModelDescription) -> Ite
             group_size=traffic.size,
             step_tokens=step_tokens,
             sent_bytes=traffic.sent_bytes,
+            cached_bytes=traffic.cached_bytes,
             what=traffic.what,
         )
 

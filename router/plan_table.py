@@ -111,7 +111,8 @@ def _traffic_table(rows: Sequence[TrafficRow]) -> Table:
     table.add_column("what")
     for row in rows:
         counts = (str(row.step_tokens), str(row.group_size))
-        table.add_row(row.pool, row.axis, *counts, decimal(row.sent_bytes), row.what)
+        cached = f"; {decimal(row.cached_bytes)} more for each 1000 cached tokens" if row.cached_bytes else ""
+        table.add_row(row.pool, row.axis, *counts, decimal(row.sent_bytes), row.what + cached)
     return table
 
 

@@ -45,9 +45,8 @@ def test_prefill_gathers_the_kv_of_its_share_of_tokens_new_and_cached() -> None:
     token = 4 * 2 * 4 * 4 * 4  # layers, K and V, heads, head size, bytes
     assert sent(dense(cp=4)) == {"attn_cp": 3 * 12 * token}
     assert sent(dense(cp=4, tp=2))["attn_cp"] == 3 * 12 * token // 2
-    shape = dense(cp=4)
-    traffic = StepTraffic(description=DENSE, shape=shape, settings=SETTINGS, pool="prefill", pp_rank=0)
-    assert traffic.cached_bytes(1001) == 3 * 251 * token
+    (row,) = busiest_traffic(DENSE, shape=dense(cp=4), settings=SETTINGS, pool="prefill")
+    assert row.cached_bytes == 3 * 250 * token
 
 
 def test_decode_passes_queries_and_gets_partial_outputs() -> None:
