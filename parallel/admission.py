@@ -1,5 +1,7 @@
 """How many pages a sequence may come to need on one coordinate, and the sentence for one that can never fit."""
 
+from bisect import bisect_right
+
 from parallel.chunk import admission_bound
 from parallel.settings import EngineSettings
 
@@ -7,6 +9,13 @@ from parallel.settings import EngineSettings
 def pages_needed(tokens: int, *, page_size: int, cp: int) -> int:
     """Pages that any one of `cp` coordinates may come to hold of a sequence of `tokens` tokens."""
     return admission_bound(pages=-(-tokens // page_size), cp=cp)
+
+
+def longest_sequence(settings: EngineSettings, *, cp: int) -> int:
+    """Tokens of the longest sequence that an empty pool admits, prompt and new tokens together."""
+    held = settings.num_pages
+    pages = range(cp * held + 1)
+    return settings.page_size * (bisect_right(pages, held, key=lambda count: admission_bound(pages=count, cp=cp)) - 1)
 
 
 def check_fits(*, prompt_tokens: int, max_new_tokens: int, settings: EngineSettings, cp: int) -> None:

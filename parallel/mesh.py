@@ -1,7 +1,8 @@
 """A mesh: named axes over consecutive ranks, row-major, the last axis contiguous. The only place of rank arithmetic."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import isqrt, prod
 from types import MappingProxyType
 
@@ -20,12 +21,12 @@ class Mesh:
             if size < 1:
                 raise ValueError(f"axis {name} has size {size}: a size is 1 or more")
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of ranks."""
         return prod(size for _, size in self.axes)
 
-    @property
+    @cached_property
     def sizes(self) -> Mapping[str, int]:
         """Size of each axis by name."""
         return MappingProxyType(dict(self.axes))
@@ -54,16 +55,23 @@ class Mesh:
         for name in names:
             if name not in self.sizes:
                 raise ValueError(f"no axis {name} in a mesh of {', '.join(self.sizes)}")
-        for rank in range(self.size):
-            if all(self.coordinates(rank)[name] == 0 for name in names):
-                yield self.group_of(rank, *names)
+        offsets = self._offsets(names)
+        for first in self._offsets([name for name in self.sizes if name not in names]):
+            yield tuple(first + offset for offset in offsets)
 
     def group_of(self, rank: int, *names: str) -> tuple[int, ...]:
         """The ranks, `rank` among them, that differ from it in the axes `names` only, ascending."""
-        members = [dict(self.coordinates(rank))]
-        for name in names:
-            members = [{**member, name: index} for member in members for index in range(self.sizes[name])]
-        return tuple(sorted(self.rank(member) for member in members))
+        coordinates = self.coordinates(rank)
+        first = self.rank({**coordinates, **dict.fromkeys(names, 0)})
+        return tuple(first + offset for offset in self._offsets(names))
+
+    def _offsets(self, names: Collection[str]) -> list[int]:
+        """The ranks whose coordinate is 0 on every axis but `names`, ascending."""
+        offsets = [0]
+        for name, size in self.axes:
+            count = size if name in names else 1
+            offsets = [offset * size + index for offset in offsets for index in range(count)]
+        return offsets
 
 
 def divisors(number: int) -> tuple[int, ...]:

@@ -145,12 +145,22 @@ class ReplicaShape:
         base = pp_rank * self.stage_size
         return Group(axis=axis, ranks=tuple(base + rank for rank in mesh.group_of(stage_rank, *names)))
 
+    def num_groups(self, axis: str) -> int:
+        """How many groups there are along `axis`."""
+        return self.world_size // len(self.group_of(0, axis).ranks)
+
     def groups(self, axis: str) -> Iterator[Group]:
         """Every group along `axis`, ordered by first rank: together they hold each rank once."""
-        for global_rank in range(self.world_size):
-            group = self.group_of(global_rank, axis)
-            if group.ranks[0] == global_rank:
-                yield group
+        width = self.stage_size
+        if axis == "pp":
+            for first in range(width):
+                yield Group(axis=axis, ranks=tuple(range(first, self.world_size, width)))
+            return
+        mesh, names = self._view(axis)
+        inside = list(mesh.groups(*names))
+        for base in range(0, self.world_size, width):
+            for ranks in inside:
+                yield Group(axis=axis, ranks=tuple(base + rank for rank in ranks))
 
     def creation_order(self) -> tuple[tuple[int, ...], ...]:
         """The distinct sets of two or more ranks that need a communicator, in the order all ranks create them in."""

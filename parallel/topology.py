@@ -1,15 +1,17 @@
 """The global topology: which rank of which replica runs on which device of which host. Pure: specs in, plan out."""
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
+from parallel.placement import Demand, plan_runs
 from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
 
 POOL_NAMES = ("prefill", "decode", "unified")
+#: More hosts than these are not listed one by one in a sentence.
+_MOST_NAMES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +26,18 @@ class HostSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSpec:
-    """One pool. `hosts` names those it may use, in order; empty means all."""
+    """One pool. `hosts` names those it may use, in the order in which it fills them; empty means any, by placement."""
 
     name: str
     replicas: int
     shape: ReplicaShape
     engine: EngineSettings
     hosts: tuple[str, ...] = ()
+
+    @property
+    def num_ranks(self) -> int:
+        """Devices that it takes."""
+        return self.replicas * self.shape.world_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,53 +83,114 @@ class Topology:
 
     def host(self, name: str) -> HostSpec:
         """The host named `name`."""
-        return next(host for host in self.hosts if host.name == name)
+        return self._hosts_by_name[name]
 
     def pool(self, name: str) -> tuple[ReplicaPlan, ...]:
         """The replicas of pool `name`, none where the topology has no such pool."""
         return tuple(replica for replica in self.replicas if replica.pool == name)
 
     @cached_property
+    def _hosts_by_name(self) -> dict[str, HostSpec]:
+        return {host.name: host for host in self.hosts}
+
+    @cached_property
     def digest(self) -> str:
         """A hash of hosts, pools and placements."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
 
 def plan_topology(*, model: str, hosts: Sequence[HostSpec], pools: Sequence[PoolSpec]) -> Topology:
-    """Places every rank: pools in the order given, replicas and ranks in order, hosts filled in order.
+    """Places every rank: first the pools that name hosts, which they fill in their order, then all others.
 
-    Raises ValueError with both counts where a pool needs more devices than its hosts have left.
+    What the others may share is placement.py's choice. Raises ValueError with both counts where a pool needs more
+    devices than its hosts have left.
     """
-    free: dict[str, list[int]] = {host.name: list(host.devices) for host in hosts}
-    replicas: list[ReplicaPlan] = []
+    free, places = _fill_named(hosts=hosts, pools=pools)
+    places |= _place_anywhere([pool for pool in pools if not pool.hosts], free=free)
+    return Topology(
+        model=model,
+        hosts=tuple(hosts),
+        replicas=tuple(replica for pool in pools for replica in _replicas(pool, places=places[pool.name])),
+    )
+
+
+def check_devices(*, hosts: Sequence[HostSpec], pools: Sequence[PoolSpec]) -> None:
+    """Raises the ValueError that `plan_topology` would raise, without placing what any host may hold."""
+    free, _ = _fill_named(hosts=hosts, pools=pools)
+    _check_rest([pool for pool in pools if not pool.hosts], free=free)
+
+
+_Places = dict[str, list[Placement]]
+
+
+def _fill_named(*, hosts: Sequence[HostSpec], pools: Sequence[PoolSpec]) -> tuple[dict[str, list[int]], _Places]:
+    """What is free by host after the pools that name hosts, and the places of those pools."""
+    free = {host.name: list(host.devices) for host in hosts}
+    places: _Places = {}
     for pool in pools:
-        # A host that a pool names twice still has each device once.
-        names = tuple(dict.fromkeys(pool.hosts or free))
-        places = _take(pool, free=free, names=names)
-        world = pool.shape.world_size
-        replicas += [
-            ReplicaPlan(
-                pool=pool.name,
-                index=index,
-                shape=pool.shape,
-                engine=pool.engine,
-                placements=tuple(places[index * world : (index + 1) * world]),
-            )
-            for index in range(pool.replicas)
-        ]
-    return Topology(model=model, hosts=tuple(hosts), replicas=tuple(replicas))
+        if pool.hosts:
+            # A host that a pool names twice still has each device once.
+            names = tuple(dict.fromkeys(pool.hosts))
+            _check_room(pool, names=names, left=sum(len(free[name]) for name in names))
+            places[pool.name] = _fill(pool, free=free, names=names)
+    return free, places
 
 
-def _take(pool: PoolSpec, *, free: Mapping[str, list[int]], names: Sequence[str]) -> list[Placement]:
-    needed = pool.replicas * pool.shape.world_size
-    found = [Placement(host=name, device=device) for name in names for device in free[name]]
-    if len(found) < needed:
+def _check_room(pool: PoolSpec, *, names: Sequence[str], left: int) -> None:
+    if left < pool.num_ranks:
         shape = pool.shape
         raise ValueError(
-            f"pool {pool.name} needs {needed} devices (replicas {pool.replicas} x pp {shape.pp} x stage "
-            f"{shape.stage_size}), but its hosts {', '.join(names)} have {len(found)} left: add devices or hosts, "
+            f"pool {pool.name} needs {pool.num_ranks} devices (replicas {pool.replicas} x pp {shape.pp} x stage "
+            f"{shape.stage_size}), but its hosts {_few(names)} have {left} left: add devices or hosts, "
             "or make the pool smaller"
         )
-    for place in found[:needed]:
-        free[place.host].remove(place.device)
-    return found[:needed]
+
+
+def _fill(pool: PoolSpec, *, free: Mapping[str, list[int]], names: Sequence[str]) -> list[Placement]:
+    places: list[Placement] = []
+    for name in names:
+        places += _take(free[name], host=name, count=min(len(free[name]), pool.num_ranks - len(places)))
+    return places
+
+
+def _check_rest(pools: Sequence[PoolSpec], *, free: Mapping[str, list[int]]) -> None:
+    left = sum(map(len, free.values()))
+    for pool in pools:
+        _check_room(pool, names=tuple(free), left=left)
+        left -= pool.num_ranks
+
+
+def _place_anywhere(pools: Sequence[PoolSpec], *, free: Mapping[str, list[int]]) -> _Places:
+    _check_rest(pools, free=free)
+    names = tuple(free)
+    room = [len(free[name]) for name in names]
+    plans = plan_runs([Demand(replicas=pool.replicas, shape=pool.shape) for pool in pools], free=room)
+    return {
+        pool.name: [
+            place for run in runs for place in _take(free[names[run.host]], host=names[run.host], count=run.count)
+        ]
+        for pool, runs in zip(pools, plans, strict=True)
+    }
+
+
+def _take(devices: list[int], *, host: str, count: int) -> list[Placement]:
+    """The first `count` of a host's free `devices`, which are removed."""
+    taken = [Placement(host=host, device=device) for device in devices[:count]]
+    del devices[:count]
+    return taken
+
+
+def _replicas(pool: PoolSpec, *, places: Sequence[Placement]) -> Iterator[ReplicaPlan]:
+    world = pool.shape.world_size
+    for index in range(pool.replicas):
+        yield ReplicaPlan(
+            pool=pool.name,
+            index=index,
+            shape=pool.shape,
+            engine=pool.engine,
+            placements=tuple(places[index * world : (index + 1) * world]),
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= _MOST_NAMES else f"{names[0]} .. {names[-1]} ({len(names)})"

@@ -26,6 +26,11 @@ class Address:
         except ValueError:
             return self.host == "localhost"
 
+    @property
+    def socket(self) -> tuple[str, int]:
+        """Equal for two addresses that each name one interface, where two servers there would want one port."""
+        return ("loopback" if self.is_loopback else self.host, self.port)
+
     def collides(self, other: "Address") -> bool:
         """Whether two servers, here and at `other`, would want one port of one machine."""
         if self.port != other.port or self.port == 0:

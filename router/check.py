@@ -12,7 +12,7 @@ from parallel.checkpoint import resolve_model
 from parallel.models.description import ModelDescription
 from parallel.models.registry import describe_checkpoint
 from parallel.settings import EngineSettings
-from parallel.topology import PoolSpec, Topology, plan_topology
+from parallel.topology import PoolSpec, Topology, check_devices, plan_topology
 from router.check_hosts import check_hosts
 from router.check_pools import PoolCheck
 from router.config import Config
@@ -122,7 +122,7 @@ def _devices_suffice(config: Config, *, source: ConfigSource) -> Iterator[Proble
             PoolSpec(name=name, replicas=pool.replicas, shape=shape, engine=EngineSettings(), hosts=pool.hosts or ())
         )
         try:
-            plan_topology(model=config.model, hosts=host_specs(config), pools=placed)
+            check_devices(hosts=host_specs(config), pools=placed)
         except ValueError as error:
             what, _, remedy = str(error).rpartition(": ")
             yield source.problem(("pools", name), what=what, remedy=remedy)

@@ -1,56 +1,64 @@
 """Faults between hosts, and between the hosts and the address that the router listens on."""
 
-from collections.abc import Iterator
-from itertools import combinations
+from collections.abc import Iterator, Sequence
 
 from router.address import parse_address
 from router.config import LOCAL, Config, HostConfig
 from router.config_source import ConfigSource
 from router.problem import KeyPath, Problem
 
-Numbered = tuple[int, HostConfig]
-
 
 def check_hosts(config: Config, *, source: ConfigSource) -> Iterator[Problem]:
-    """One problem for each pair of hosts that cannot be told apart or share what only one can have."""
-    for first, second in combinations(enumerate(config.hosts), 2):
-        yield from _same_name(first, second, source=source)
-        yield from _same_address(first, second, source=source)
-        yield from _same_devices(first, second, source=source)
+    """One problem for each host that cannot be told from an earlier one or shares with it what only one can have."""
+    yield from _same_name(config.hosts, source=source)
+    yield from _same_address(config.hosts, source=source)
+    yield from _same_devices(config.hosts, source=source)
     yield from _on_the_routers_port(config, source=source)
 
 
-def _same_name(first: Numbered, second: Numbered, *, source: ConfigSource) -> Iterator[Problem]:
-    if first[1].label != second[1].label:
-        return
-    path: KeyPath = ("hosts", second[0], "name" if second[1].name else "address")
-    line = source.line(("hosts", first[0]))
-    yield source.problem(path, what=f"the host on line {line} has this name too", remedy="give each host its own name")
+def _same_name(hosts: Sequence[HostConfig], *, source: ConfigSource) -> Iterator[Problem]:
+    seen: dict[str, int] = {}
+    for index, host in enumerate(hosts):
+        first = seen.setdefault(host.label, index)
+        if first != index:
+            path: KeyPath = ("hosts", index, "name" if host.name else "address")
+            line = source.line(("hosts", first))
+            remedy = "give each host its own name"
+            yield source.problem(path, what=f"the host on line {line} has this name too", remedy=remedy)
 
 
-def _same_address(first: Numbered, second: Numbered, *, source: ConfigSource) -> Iterator[Problem]:
-    if LOCAL in (first[1].address, second[1].address):
-        return
-    if parse_address(first[1].address).collides(parse_address(second[1].address)):
-        line = source.line(("hosts", first[0], "address"))
-        yield source.problem(
-            ("hosts", second[0], "address"),
-            what=f"the host {first[1].label} on line {line} has this address too",
-            remedy="a launcher has a port of its own: write this one's",
-        )
+def _same_address(hosts: Sequence[HostConfig], *, source: ConfigSource) -> Iterator[Problem]:
+    seen: dict[object, int] = {}
+    for index, host in enumerate(hosts):
+        if host.address == LOCAL:
+            continue
+        first = seen.setdefault(parse_address(host.address).socket, index)
+        if first != index:
+            line = source.line(("hosts", first, "address"))
+            yield source.problem(
+                ("hosts", index, "address"),
+                what=f"the host {hosts[first].label} on line {line} has this address too",
+                remedy="a launcher has a port of its own: write this one's",
+            )
 
 
-def _same_devices(first: Numbered, second: Numbered, *, source: ConfigSource) -> Iterator[Problem]:
+def _same_devices(hosts: Sequence[HostConfig], *, source: ConfigSource) -> Iterator[Problem]:
     """Two local launchers see the same accelerators; on a cpu a device is only a number."""
-    if any(host.address != LOCAL or host.device == "cpu" for host in (first[1], second[1])):
-        return
-    shared = sorted(set(first[1].device_indices) & set(second[1].device_indices))
-    if shared:
-        yield source.problem(
-            ("hosts", second[0], "devices"),
-            what=f"the host {first[1].label} has device {', '.join(map(str, shared))} of this machine too",
-            remedy="list other device indices",
-        )
+    seen: dict[int, int] = {}
+    for index, host in enumerate(hosts):
+        if host.address != LOCAL or host.device == "cpu":
+            continue
+        shared: dict[int, list[int]] = {}
+        for device in sorted(host.device_indices):
+            first = seen.setdefault(device, index)
+            if first != index:
+                shared.setdefault(first, []).append(device)
+        for first, devices in shared.items():
+            yield source.problem(
+                ("hosts", index, "devices"),
+                what=f"the host {hosts[first].label} has device {', '.join(map(str, devices))} of this machine too",
+                remedy="list other device indices",
+            )
 
 
 def _on_the_routers_port(config: Config, *, source: ConfigSource) -> Iterator[Problem]:

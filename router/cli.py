@@ -15,9 +15,12 @@ from proto import inference_pb2
 from router.check import CheckedConfig, check_file
 from router.client import generate as run_generate
 from router.config import config_schema
+from router.draw import draw
 from router.errors import ClusterError
+from router.explain import explain, find_replica
 from router.plan_report import plan_report
 from router.plan_table import render
+from router.plan_warnings import crossing_warnings
 from router.problem import ConfigError
 from router.server import run_router
 
@@ -49,10 +52,51 @@ def serve(
 
 
 @app.command()
-def check(config: ConfigOption) -> None:
-    """Says everything that is wrong with a file, or prints the whole plan."""
+def check(
+    config: ConfigOption,
+    every_rank: Annotated[
+        bool, typer.Option(help="List every rank and group of a plan that would be summed up.")
+    ] = False,
+) -> None:
+    """Says everything that is wrong with a file, or prints the whole plan, with a warning for groups across hosts."""
     checked = _checked(config)
-    render(plan_report(checked.topology, description=checked.description), Console())
+    report = plan_report(checked.topology, description=checked.description)
+    render(report, Console(), every_rank=every_rank)
+    for warning in crossing_warnings(report, config=checked.config):
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+@app.command("explain")
+def explain_command(
+    config: ConfigOption,
+    rank: Annotated[int, typer.Option(help="A global rank of the replica, from 0.")],
+    replica: Annotated[str | None, typer.Option(help="POOL/INDEX; the first of the file when left out.")] = None,
+) -> None:
+    """Tells one rank's life: its layers, heads, experts, tokens and groups, and its peers in the hand-off."""
+    checked = _checked(config)
+    try:
+        found = find_replica(checked.topology, name=replica, rank=rank)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    print(explain(checked.topology, description=checked.description, replica=found, rank=rank))
+
+
+@app.command("draw")
+def draw_command(
+    config: ConfigOption,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The SVG file; beside --config by default.")
+    ] = None,
+) -> None:
+    """Draws hosts, devices, pools, groups and the hand-off as an SVG picture."""
+    checked = _checked(config)
+    path = output or config.with_suffix(".svg")
+    try:
+        path.write_text(draw(checked.topology, description=checked.description))
+    except OSError as error:
+        print(f"{path} cannot be written: {error.strerror}; name another file with --output", file=sys.stderr)
+        raise typer.Exit(1) from None
+    print(path)
 
 
 @app.command()

@@ -164,7 +164,8 @@ class PoolConfig(_Strict):
         description="sizes of the expert mesh; what is left out is 1, and the whole mapping left out is ep = W",
     )
     hosts: Annotated[tuple[Name, ...], Field(strict=False, min_length=1)] | SkipJsonSchema[None] = Field(
-        default=None, description="names of the hosts that its ranks fill, in order; every host when left out"
+        default=None,
+        description="names of the hosts that its ranks fill, in order; left out, any host, groups kept together",
     )
     engine: EngineConfig | SkipJsonSchema[None] = Field(
         default=None, description="keys that differ from the file's `engine` in this pool"
@@ -212,7 +213,7 @@ class Config(_Strict):
         default="127.0.0.1:30000", description="host:port where clients reach the router; port 0 takes a free one"
     )
     hosts: Annotated[tuple[HostConfig, ...], Field(strict=False, min_length=1)] = Field(
-        description="the machines that hold ranks, in the order in which they are filled"
+        description="the machines that hold ranks; those that come first are filled first where all is equal"
     )
     pools: PoolsConfig = Field(description="prefill and decode, or unified alone")
     engine: EngineConfig = Field(

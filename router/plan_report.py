@@ -5,13 +5,17 @@ the model's description.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
+from parallel.admission import longest_sequence
+from parallel.crossing import Crossing, find_crossings
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings
 from parallel.shape import Group, RankCoordinates, ReplicaShape
 from parallel.sharding import kv_elements_per_token, rank_slices
 from parallel.topology import ReplicaPlan, Topology
+from parallel.traffic import StepTraffic, busiest_traffic, handoff_bytes_per_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ class GroupRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolRow:
-    """The totals of one pool. `sequence_tokens` is the longest sequence that its KV memory holds."""
+    """The totals of one pool. `sequence_tokens` is the longest sequence that one of its replicas admits when empty."""
 
     pool: str
     replicas: int
@@ -58,48 +62,129 @@ class PoolRow:
     weight_bytes: int
     kv_bytes: int
 
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of KV that fit in the pool."""
+        return self.replicas * self.context_tokens_per_replica
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrafficRow:
+    """What a rank of `pool` sends along `axis` in a full step of `step_tokens`, of the stage that sends most.
+
+    `cached_bytes` come on top for each 1000 cached tokens of its sequences.
+    """
+
+    pool: str
+    axis: str
+    group_size: int
+    step_tokens: int
+    sent_bytes: int
+    cached_bytes: int
+    what: str
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanReport:
-    """Rows in the order of pools, replicas and global ranks; groups in the order in which they are created."""
+    """Rows in the order of pools, replicas and global ranks.
 
-    model: str
-    digest: str
+    `handoff_bytes` are written for each prompt token, None without a hand-off. `crossings` are groups across hosts.
+    """
+
+    topology: Topology
     ranks: tuple[RankRow, ...]
-    groups: tuple[GroupRow, ...]
     pools: tuple[PoolRow, ...]
+    traffic: tuple[TrafficRow, ...]
+    crossings: tuple[Crossing, ...]
+    handoff_bytes: int | None
+
+    @cached_property
+    def groups(self) -> tuple[GroupRow, ...]:
+        """Every group, in the order in which they are created: worked out when asked for, as there may be millions."""
+        return tuple(row for replicas in _by_pool(self.topology) for row in _group_rows(replicas))
 
 
 def plan_report(topology: Topology, *, description: ModelDescription) -> PlanReport:
     """The rows of `topology`, whose model is `description`."""
-    byte_counts = _ByteCounts(description=description)
-    ranks = tuple(
-        row for replica in topology.replicas for row in _rank_rows(replica, topology=topology, byte_counts=byte_counts)
-    )
-    names = dict.fromkeys(replica.pool for replica in topology.replicas)
+    pools = _by_pool(topology)
+    ranks = tuple(row for replicas in pools for row in _rank_rows(replicas, topology=topology, description=description))
     return PlanReport(
-        model=topology.model,
-        digest=topology.digest,
+        topology=topology,
         ranks=ranks,
-        groups=tuple(row for name in names for row in _group_rows(topology.pool(name))),
-        pools=tuple(_pool_row(topology.pool(name), ranks=ranks) for name in names),
+        pools=tuple(_pool_row(replicas, ranks=ranks) for replicas in pools),
+        traffic=tuple(row for replicas in pools for row in _traffic_rows(replicas[0], description=description)),
+        crossings=find_crossings(topology),
+        handoff_bytes=_handoff_bytes(topology, description=description),
     )
 
 
-def _rank_rows(replica: ReplicaPlan, *, topology: Topology, byte_counts: "_ByteCounts") -> Iterator[RankRow]:
-    kinds = {name: topology.host(name).device for name in replica.hosts}
-    for global_rank, place in enumerate(replica.placements):
-        coordinates = replica.shape.coordinates(global_rank)
-        weight_bytes, kv_bytes = byte_counts.of(coordinates, shape=replica.shape, engine=replica.engine)
-        yield RankRow(
-            pool=replica.pool,
-            replica=replica.index,
-            host=place.host,
-            device=f"{kinds[place.host]}:{place.device}",
-            weight_bytes=weight_bytes,
-            kv_bytes=kv_bytes,
-            **vars(coordinates),
+def _by_pool(topology: Topology) -> list[tuple[ReplicaPlan, ...]]:
+    """The replicas of each pool, which are equal but for their places."""
+    return [topology.pool(name) for name in dict.fromkeys(replica.pool for replica in topology.replicas)]
+
+
+def _rank_rows(
+    replicas: tuple[ReplicaPlan, ...], *, topology: Topology, description: ModelDescription
+) -> Iterator[RankRow]:
+    shape, engine = replicas[0].shape, replicas[0].engine
+    every = [shape.coordinates(global_rank) for global_rank in range(shape.world_size)]
+    stages = [
+        _stage_bytes(
+            every[shape.attention_rank(pp_rank=pp_rank, dp=0)], shape=shape, engine=engine, description=description
         )
+        for pp_rank in range(shape.pp)
+    ]
+    for replica in replicas:
+        for coordinates, place in zip(every, replica.placements, strict=True):
+            weight_bytes, kv_bytes = stages[coordinates.pp_rank]
+            yield RankRow(
+                pool=replica.pool,
+                replica=replica.index,
+                host=place.host,
+                device=f"{topology.host(place.host).device}:{place.device}",
+                weight_bytes=weight_bytes,
+                kv_bytes=kv_bytes,
+                **vars(coordinates),
+            )
+
+
+def _stage_bytes(
+    coordinates: RankCoordinates, *, shape: ReplicaShape, engine: EngineSettings, description: ModelDescription
+) -> tuple[int, int]:
+    """Bytes of weights and KV of the rank at `coordinates`, and of all others of its stage.
+
+    They are padded to one size over tp and moe_tp, and hold equal numbers of experts.
+    """
+    slices = rank_slices(description, shape=shape, coordinates=coordinates)
+    per_token = kv_elements_per_token(description, shape=shape, coordinates=coordinates)
+    weight_bytes = engine.dtype_bytes * sum(part.num_elements for part in slices)
+    return weight_bytes, engine.dtype_bytes * engine.kv_tokens * sum(per_token.values())
+
+
+def _traffic_rows(replica: ReplicaPlan, *, description: ModelDescription) -> Iterator[TrafficRow]:
+    shape, settings = replica.shape, replica.engine
+    step_tokens = StepTraffic(
+        description=description, shape=shape, settings=settings, pool=replica.pool, pp_rank=0
+    ).num_tokens
+    for traffic in busiest_traffic(description, shape=shape, settings=settings, pool=replica.pool):
+        yield TrafficRow(
+            pool=replica.pool,
+            axis=traffic.axis,
+            group_size=traffic.size,
+            step_tokens=step_tokens,
+            sent_bytes=traffic.sent_bytes,
+            cached_bytes=traffic.cached_bytes,
+            what=traffic.what,
+        )
+
+
+def _handoff_bytes(topology: Topology, *, description: ModelDescription) -> int | None:
+    prefill, decode = topology.pool("prefill"), topology.pool("decode")
+    if not prefill or not decode:
+        return None
+    return handoff_bytes_per_token(
+        description, source=prefill[0].shape, target=decode[0].shape, settings=prefill[0].engine
+    )
 
 
 def _group_rows(replicas: tuple[ReplicaPlan, ...]) -> Iterator[GroupRow]:
@@ -113,7 +198,7 @@ def _group_rows(replicas: tuple[ReplicaPlan, ...]) -> Iterator[GroupRow]:
 
 def _pool_row(replicas: tuple[ReplicaPlan, ...], *, ranks: tuple[RankRow, ...]) -> PoolRow:
     first = replicas[0]
-    sequence_tokens = first.engine.kv_tokens * first.shape.attention.cp
+    attention = first.shape.attention
     own = [row for row in ranks if row.pool == first.pool]
     return PoolRow(
         pool=first.pool,
@@ -121,29 +206,8 @@ def _pool_row(replicas: tuple[ReplicaPlan, ...], *, ranks: tuple[RankRow, ...]) 
         ranks_per_replica=first.shape.world_size,
         dtype=first.engine.dtype,
         page_size=first.engine.page_size,
-        sequence_tokens=sequence_tokens,
-        context_tokens_per_replica=sequence_tokens * first.shape.attention.dp,
+        sequence_tokens=longest_sequence(first.engine, cp=attention.cp),
+        context_tokens_per_replica=first.engine.kv_tokens * attention.cp * attention.dp,
         weight_bytes=sum(row.weight_bytes for row in own),
         kv_bytes=sum(row.kv_bytes for row in own),
     )
-
-
-@dataclass(kw_only=True)
-class _ByteCounts:
-    """Bytes of weights and KV. Ranks that differ in dp, cp and moe_dp only hold equal slices, counted once."""
-
-    description: ModelDescription
-    counted: dict[object, tuple[int, int]] = field(default_factory=dict)
-
-    def of(self, coordinates: RankCoordinates, *, shape: ReplicaShape, engine: EngineSettings) -> tuple[int, int]:
-        place = (coordinates.pp_rank, coordinates.attn_tp_rank, coordinates.moe_ep_rank, coordinates.moe_tp_rank)
-        key = (shape, engine, place)
-        if key not in self.counted:
-            self.counted[key] = self._count(coordinates, shape=shape, engine=engine)
-        return self.counted[key]
-
-    def _count(self, coordinates: RankCoordinates, *, shape: ReplicaShape, engine: EngineSettings) -> tuple[int, int]:
-        slices = rank_slices(self.description, shape=shape, coordinates=coordinates)
-        per_token = kv_elements_per_token(self.description, shape=shape, coordinates=coordinates)
-        weight_bytes = engine.dtype_bytes * sum(part.num_elements for part in slices)
-        return weight_bytes, engine.dtype_bytes * engine.kv_tokens * sum(per_token.values())

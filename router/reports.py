@@ -24,7 +24,7 @@ def model_info(
 def topology_message(report: PlanReport) -> inference_pb2.GetTopologyResponse:
     """The plan as messages, row by row."""
     return inference_pb2.GetTopologyResponse(
-        digest=report.digest,
+        digest=report.topology.digest,
         ranks=[
             inference_pb2.RankRow(**{name: value for name, value in vars(row).items() if value is not None})
             for row in report.ranks

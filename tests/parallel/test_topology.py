@@ -52,6 +52,31 @@ def test_a_pool_takes_its_own_hosts_in_the_order_it_names_them() -> None:
     assert [entry[1:] for entry in places(topology)] == [("b", 0), ("b", 1), ("a", 0), ("a", 1)]
 
 
+def test_a_pool_that_names_no_host_leaves_those_of_one_that_does() -> None:
+    topology = plan_topology(
+        model="m",
+        hosts=[host("a", 0, 1), host("b", 0, 1)],
+        pools=[pool("prefill", dp=2), pool("decode", dp=2, hosts=("a",))],
+    )
+    assert [replica.name for replica in topology.replicas] == ["prefill/0", "decode/0"]
+    assert [replica.hosts for replica in topology.replicas] == [("b",), ("a",)]
+
+
+def test_without_hosts_of_its_own_a_pool_keeps_expert_groups_together() -> None:
+    free, named = (
+        plan_topology(model="m", hosts=[host("a", 0), host("b", 0, 1)], pools=[pool("unified", dp=2, hosts=hosts)])
+        for hosts in ((), ("a", "b"))
+    )
+    assert free.replicas[0].hosts == ("b",)
+    assert named.replicas[0].hosts == ("a", "b")
+
+
+def test_an_error_of_many_hosts_does_not_list_them_all() -> None:
+    hosts = [host(f"h{index}", 0) for index in range(100)]
+    with pytest.raises(ValueError, match=r"its hosts h0 \.\. h99 \(100\) have 100 left"):
+        plan_topology(model="m", hosts=hosts, pools=[pool("unified", dp=101)])
+
+
 def test_no_device_is_given_twice() -> None:
     topology = plan_topology(
         model="m",

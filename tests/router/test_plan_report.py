@@ -75,7 +75,9 @@ def test_every_group_of_every_replica_is_listed_also_those_of_one_rank() -> None
 def test_what_fits_grows_with_cp_for_a_sequence_and_with_dp_for_a_replica() -> None:
     (pool,) = plan_report(topology(EVERY_AXIS, replicas=2), description=MOE).pools
     assert (pool.replicas, pool.ranks_per_replica) == (2, 16)
-    assert (pool.sequence_tokens, pool.context_tokens_per_replica) == (320, 640)
+    assert (pool.context_tokens_per_replica, pool.context_tokens) == (640, 1280)
+    # 10 pages on each of 2 coordinates; admission wants half of a sequence's pages and 2 more on each.
+    assert pool.sequence_tokens == 16 * 16
 
 
 def test_a_dense_model_has_no_expert_coordinates() -> None:

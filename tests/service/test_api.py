@@ -209,12 +209,12 @@ def test_health_reflection_model_and_topology_answer(slow: RunningRouter, llama:
         assert not topology.ranks[0].HasField("moe_ep_rank")
 
 
-@pytest.mark.timeout(90)
-def test_sixteen_hosts_of_eight_ranks_start_and_serve_within_a_minute(mixtral: Oracle, tmp_path: Path) -> None:
-    hosts = [{"name": f"host{index}", "address": "local", "devices": 8} for index in range(16)]
+@pytest.mark.timeout(120)
+def test_sixty_four_hosts_of_eight_ranks_start_and_serve_within_a_minute(mixtral: Oracle, tmp_path: Path) -> None:
+    hosts = [{"name": f"host{index}", "address": "local", "devices": 8} for index in range(64)]
     pools = {
-        "prefill": {"replicas": 8, "attention": {"cp": 8}},
-        "decode": {"replicas": 8, "attention": {"dp": 8}},
+        "prefill": {"replicas": 32, "attention": {"cp": 8}},
+        "decode": {"replicas": 32, "attention": {"dp": 8}},
     }
     content = {**topology(mixtral.folder, pools=pools, devices=1, engine=ENGINE), "hosts": hosts}
     started = time.monotonic()

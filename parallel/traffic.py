@@ -1,0 +1,189 @@
+"""How many bytes the ranks send to each other: per step along each axis, and per prompt token in a hand-off. Pure.
+
+Counted for a full step, per rank, of the model's own collectives: what the rank sends, not what it receives. The plan
+of a step (the control star) is not counted; along attn_dp and moe_dp nothing moves.
+
+Letters: T new tokens of a dp coordinate, R = ceil(T / cp) rows of a cp coordinate, L = ceil(R / tp) rows of a rank,
+S sequences that draw a token, D = ceil(S / (cp · tp)) draws of a rank, H hidden size, V vocabulary, e bytes of an
+element, k experts of a row, B = ep · moe_tp ranks of a block. What is uneven in a real step is taken as even here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from parallel.handoff import cache_layout, plan_lanes
+from parallel.models.description import ModelDescription
+from parallel.settings import EngineSettings
+from parallel.shape import ReplicaShape
+from parallel.sharding import kv_elements_per_token, stage_layers
+
+#: Expert ids (int32) and weights (float32) that go with a row, log-sum-exps and logits (float32), token ids (int64).
+_CHOICE_BYTES = 8
+_FLOAT_BYTES = 4
+_ID_BYTES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class AxisTraffic:
+    """What one rank sends along `axis`, to the other ranks of its group of `size`; `what` says it in words.
+
+    `cached_bytes` come on top for each 1000 cached tokens that the step's sequences have already.
+    """
+
+    axis: str
+    size: int
+    sent_bytes: int
+    what: str
+    cached_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTraffic:
+    """The traffic of a full step of the ranks of stage `pp_rank` of a replica of `pool`.
+
+    T is `max_sequences` in decode, `max_batch_tokens` elsewhere; S is the lesser of T and `max_sequences`.
+    """
+
+    description: ModelDescription
+    shape: ReplicaShape
+    settings: EngineSettings
+    pool: str
+    pp_rank: int
+
+    def axes(self) -> Iterator[AxisTraffic]:
+        """Every axis of two or more ranks along which anything moves, in the order in which groups are created."""
+        attention = self.shape.attention
+        if self.shape.pp > 1:
+            yield self._pipeline()
+        if attention.cp > 1:
+            yield self._pass_queries() if self.pool == "decode" else self._gather_kv()
+        if attention.tp > 1:
+            yield self._tensor()
+        if self._block_size > 1:
+            yield self._experts()
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self.settings.max_sequences if self.pool == "decode" else self.settings.max_batch_tokens
+
+    def _pipeline(self) -> AxisTraffic:
+        """Each rank's rows to the same rank of the next stage, L·H·e; the last stage's draws to the first, 8·D."""
+        is_last = self.pp_rank == self.shape.pp - 1
+        sent = self._draws * _ID_BYTES if is_last else self._row_bytes
+        what = "drawn tokens to the first stage" if is_last else "rows to the next stage"
+        return AxisTraffic(axis="pp", size=self.shape.pp, sent_bytes=sent, what=what)
+
+    def _gather_kv(self) -> AxisTraffic:
+        """K and V of the rank's own share of new and cached tokens, its heads, its layers: to all other coordinates."""
+        return AxisTraffic(
+            axis="attn_cp",
+            size=self.shape.attention.cp,
+            sent_bytes=self._kv_bytes(self.num_tokens),
+            what="KV of new tokens",
+            cached_bytes=self._kv_bytes(1000),
+        )
+
+    def _kv_bytes(self, tokens: int) -> int:
+        """(cp - 1) · ceil(tokens / cp) · KV bytes of a token on this rank."""
+        cp = self.shape.attention.cp
+        return (cp - 1) * -(-tokens // cp) * self._token_kv_bytes
+
+    def _pass_queries(self) -> AxisTraffic:
+        """Each layer: R queries to the other coordinates, as many outputs (float32) with log-sum-exp back, R new KV.
+
+        layers · (cp - 1) · R · heads · (head_dim · e + (head_dim + 1) · 4), and at most R · KV bytes of a token.
+        """
+        cp, head_dim = self.shape.attention.cp, self.description.head_dim
+        heads = self.description.num_heads // self.shape.attention.tp
+        per_row = heads * (head_dim * self._element + (head_dim + 1) * _FLOAT_BYTES)
+        sent = self._num_layers * (cp - 1) * self._rows * per_row + self._rows * self._token_kv_bytes
+        return AxisTraffic(axis="attn_cp", size=cp, sent_bytes=sent, what="queries out, partial outputs back")
+
+    def _tensor(self) -> AxisTraffic:
+        """A gather and a reduce-scatter of rows a block, (tp - 1)·L·H·e each; embedding and output on the end stages.
+
+        Blocks of a layer: attention, and a dense feed-forward. The embedding is one reduce-scatter; the output gathers
+        D rows, D·H·e, and sends logits, D·ceil(V / tp)·4, to each of the tp - 1 others.
+        """
+        tp, blocks = self.shape.attention.tp, 2 if self.description.experts is None else 1
+        sent = 2 * blocks * self._num_layers * self._row_bytes
+        if self.pp_rank == 0:
+            sent += self._row_bytes
+        if self.pp_rank == self.shape.pp - 1:
+            logits = -(-self.description.vocab_size // tp) * _FLOAT_BYTES
+            sent += self._draws * (self.description.hidden_size * self._element + logits)
+        what = "rows gathered and scattered around each block"
+        return AxisTraffic(axis="attn_tp", size=tp, sent_bytes=(tp - 1) * sent, what=what)
+
+    def _experts(self) -> AxisTraffic:
+        """By gather and reduce-scatter: layers · (B - 1) · L · (2·H·e + 8·k). An all-to-all never sends more."""
+        assert self.description.experts is not None
+        rows = (self._block_size - 1) * self._local_rows
+        top_k = self.description.experts.top_k
+        sent = self._num_layers * rows * (2 * self.description.hidden_size * self._element + _CHOICE_BYTES * top_k)
+        return AxisTraffic(axis="block", size=self._block_size, sent_bytes=sent, what="rows to the experts and back")
+
+    @property
+    def _element(self) -> int:
+        return self.settings.dtype_bytes
+
+    @property
+    def _rows(self) -> int:
+        return -(-self.num_tokens // self.shape.attention.cp)
+
+    @property
+    def _local_rows(self) -> int:
+        return -(-self._rows // self.shape.attention.tp)
+
+    @property
+    def _row_bytes(self) -> int:
+        return self._local_rows * self.description.hidden_size * self._element
+
+    @property
+    def _draws(self) -> int:
+        drawing = min(self.num_tokens, self.settings.max_sequences)
+        return -(-drawing // (self.shape.attention.cp * self.shape.attention.tp))
+
+    @property
+    def _num_layers(self) -> int:
+        return len(stage_layers(self.description, pp=self.shape.pp, pp_rank=self.pp_rank))
+
+    @property
+    def _token_kv_bytes(self) -> int:
+        first = self.shape.attention_rank(pp_rank=self.pp_rank, dp=0)
+        coordinates = self.shape.coordinates(first)
+        stored = kv_elements_per_token(self.description, shape=self.shape, coordinates=coordinates)
+        return self._element * sum(stored.values())
+
+    @property
+    def _block_size(self) -> int:
+        experts = self.shape.experts
+        return experts.ep * experts.moe_tp if experts else 1
+
+
+def busiest_traffic(
+    description: ModelDescription, *, shape: ReplicaShape, settings: EngineSettings, pool: str
+) -> tuple[AxisTraffic, ...]:
+    """For each axis what a rank of the stage that sends most along it sends in a full step."""
+    found: dict[str, AxisTraffic] = {}
+    for pp_rank in range(shape.pp):
+        stage = StepTraffic(description=description, shape=shape, settings=settings, pool=pool, pp_rank=pp_rank)
+        for traffic in stage.axes():
+            if traffic.axis not in found or found[traffic.axis].sent_bytes < traffic.sent_bytes:
+                found[traffic.axis] = traffic
+    return tuple(found.values())
+
+
+def handoff_bytes_per_token(
+    description: ModelDescription, *, source: ReplicaShape, target: ReplicaShape, settings: EngineSettings
+) -> int:
+    """Bytes that are written for one prompt token: every target rank's own, so heads that tp repeats count again."""
+    layouts = [cache_layout(description, shape=shape, page_size=settings.page_size) for shape in (source, target)]
+    elements = 0
+    for lane in plan_lanes(*layouts):
+        num_heads = lane.heads[1] - lane.heads[0]
+        for group in description.cache_groups:
+            stored = sum(tensor.size * (num_heads if tensor.per_head else 1) for tensor in group.per_token)
+            elements += stored * sum(lane.layers[0] <= layer < lane.layers[1] for layer in group.layers)
+    return elements * settings.dtype_bytes
