@@ -10,7 +10,7 @@ from parallel.peers import Peers, source_peers, target_peers
 from parallel.shape import RankCoordinates
 from parallel.sharding import (
     even_interval,
-    expert_owner,
+    experts_of,
     kv_elements_per_token,
     kv_head_interval,
     rank_slices,
@@ -119,15 +119,12 @@ class _Life:
             yield "experts", "none: the model is dense"
             return
         assert mine.moe_tp_rank is not None
-        own = [
-            expert
-            for expert in range(model.experts.num_experts)
-            if expert_owner(model, ep=sizes.ep, expert=expert) == mine.moe_ep_rank
-        ]
+        assert mine.moe_ep_rank is not None
+        own = experts_of(model, sizes).held_by(mine.moe_ep_rank)
         width = even_interval(model.experts.intermediate_size, parts=sizes.moe_tp, index=mine.moe_tp_rank)
         part = "" if sizes.moe_tp == 1 else f", columns {_span(width.start, width.end)} of each one's width"
         block = "" if sizes.moe_dp == 1 else f", in block {mine.moe_dp_rank} of {sizes.moe_dp}"
-        yield "experts", f"{_span(own[0], own[-1] + 1)} of {model.experts.num_experts} in each layer{part}{block}"
+        yield "experts", f"{_expert_list(own)} of {model.experts.num_experts} in each layer{part}{block}"
 
     def _bytes(self) -> Iterator[Line]:
         engine, model, shape = self.replica.engine, self.description, self.replica.shape
@@ -242,3 +239,10 @@ def _span(first: int, end: int) -> str:
     if end <= first:
         return "none"
     return str(first) if end == first + 1 else f"{first} to {end - 1}"
+
+
+def _expert_list(experts: tuple[int, ...]) -> str:
+    """Experts in the order of their slots: as a span where they follow each other."""
+    if experts == tuple(range(experts[0], experts[-1] + 1)):
+        return _span(experts[0], experts[-1] + 1)
+    return ", ".join(map(str, experts))

@@ -23,8 +23,9 @@ def dense(*, pp: int = 1, dp: int = 1, cp: int = 1, tp: int = 1) -> ReplicaShape
     return ReplicaShape(pp=pp, attention=AttentionSizes(dp=dp, cp=cp, tp=tp), experts=None)
 
 
-def moe(*, dp: int = 1, tp: int = 1, **experts: int) -> ReplicaShape:
-    return ReplicaShape(attention=AttentionSizes(dp=dp, tp=tp), experts=ExpertSizes(**experts))
+def moe(*, dp: int = 1, tp: int = 1, moe_dp: int = 1, ep: int = 1, moe_tp: int = 1) -> ReplicaShape:
+    experts = ExpertSizes(moe_dp=moe_dp, ep=ep, moe_tp=moe_tp)
+    return ReplicaShape(attention=AttentionSizes(dp=dp, tp=tp), experts=experts)
 
 
 def test_one_rank_sends_nothing_and_neither_do_dp_and_moe_dp() -> None:
