@@ -83,3 +83,18 @@ def test_twenty_prompts_at_once_give_the_tokens_of_transformers(
         found = generate_all(router.address, prompts, num_tokens=num_tokens)
         assert_tokens_of_transformers(dense, prompts, found, num_tokens=num_tokens)
         router.wait_until_empty()
+
+
+@pytest.mark.timeout(300)
+def test_the_combination_that_other_engines_refuse_gives_the_tokens_of_transformers(
+    dense: Oracle, tmp_path: Path
+) -> None:
+    prompts = prompt_ids()
+    pools = {
+        "prefill": {"pp": 2, "attention": {"cp": 2}, "experts": {"moe_dp": 2}},
+        "decode": {"attention": {"dp": 2, "cp": 2}, "experts": {"ep": 4}},
+    }
+    with running_router(topology(MIXTRAL, pools=pools, devices=8, engine=ENGINE), tmp_path) as router:
+        found = generate_all(router.address, prompts, num_tokens=QUICK)
+        assert_tokens_of_transformers(dense, prompts, found, num_tokens=QUICK)
+        router.wait_until_empty()

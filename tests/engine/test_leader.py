@@ -86,6 +86,12 @@ class SimulatedRanks:
                 result.token_ids.extend(self._random.randint(0, 9) for _ in slots)
             self.leader.handle_result(result)
 
+    def answer_all(self) -> None:
+        """All ranks answer every step that is in flight; their writes stay open."""
+        while self._plans:
+            self.answer()
+            self.listen()
+
     def write(self) -> None:
         """One rank reports one write."""
         request_id = self._unwritten.pop(self._random.randrange(len(self._unwritten)))

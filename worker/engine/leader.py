@@ -14,6 +14,7 @@ from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
 from proto import control_pb2, step_pb2
 from worker.engine.coordinate import Coordinate
+from worker.engine.pages import PageAllocator
 from worker.engine.prefix_cache import page_digests
 from worker.engine.sequence import Sequence, from_start, from_submit
 
@@ -378,6 +379,11 @@ class Leader:
     def _emit_logits(self, sequence: Sequence, values: bytes) -> None:
         logits = control_pb2.Logits(request_id=sequence.request_id, output_index=sequence.num_drawn, float32=values)
         self._emit(control_pb2.Event(logits=logits))
+
+    def allocators(self) -> Iterator[PageAllocator]:
+        """The page allocators of all coordinates, for tests and reports."""
+        for coordinate in self._coordinates:
+            yield from coordinate.pages.allocators
 
     def sequences(self) -> Iterator[Sequence]:
         """The admitted sequences, for tests and reports."""

@@ -86,6 +86,11 @@ class CoordinatePages:
         self._promised_total = [0] * cp
 
     @property
+    def allocators(self) -> Sequence[PageAllocator]:
+        """One for each cp coordinate."""
+        return self._allocators
+
+    @property
     def num_free(self) -> int:
         """Pages over all coordinates that are neither owned nor promised; those that the cache would give up count."""
         return sum(self.available())

@@ -1,0 +1,62 @@
+"""Context capacity grows with cp: a coordinate holds its part of a sequence's pages and two more at most, in any pool."""
+
+import pytest
+
+from parallel.settings import EngineSettings
+from parallel.shape import AttentionSizes, ReplicaShape
+from proto import control_pb2
+from tests.engine.test_leader import SimulatedRanks
+from worker.engine.leader import Leader
+
+PAGE = 4
+LONG, SHORT = (397, 610, 33), tuple(1 + index % 40 for index in range(64))
+
+
+def ranks(cp: int) -> SimulatedRanks:
+    shape = ReplicaShape(attention=AttentionSizes(cp=cp), experts=None)
+    settings = EngineSettings(page_size=PAGE, max_batch_tokens=100, max_sequences=64, kv_tokens=8000)
+    return SimulatedRanks(Leader(shape=shape, settings=settings), shape=shape, settings_=settings, seed=0)
+
+
+def held(running: SimulatedRanks) -> list[int]:
+    """Pages that each coordinate has given away, while everything is still there."""
+    return [allocator.num_pages - allocator.num_free for allocator in running.leader.allocators()]
+
+
+def prefilled(lengths: tuple[int, ...], *, cp: int) -> list[int]:
+    """Pages of each coordinate when all prompts are computed and none has been handed off."""
+    running = ranks(cp)
+    for request_id, length in enumerate(lengths, 1):
+        # Each begins with a token of its own: shared pages would be counted once.
+        prompt_ids = [1000 + request_id, *range(length - 1)]
+        running.submit(control_pb2.Submit(request_id=request_id, prompt_ids=prompt_ids, max_new_tokens=2, handoff=True))
+    while running.wanted or running.plan():
+        running.give_targets()
+        while running.plan():
+            pass
+        running.answer_all()
+    return held(running)
+
+
+def reserved(lengths: tuple[int, ...], *, cp: int) -> list[int]:
+    """Pages of each coordinate when all are reserved in decode."""
+    running = ranks(cp)
+    for request_id, length in enumerate(lengths, 1):
+        reserve = control_pb2.Reserve(request_id=request_id, prompt_tokens=length, max_new_tokens=16)
+        running.leader.handle(control_pb2.ToReplica(reserve=reserve))
+    return held(running)
+
+
+@pytest.mark.parametrize("lengths", [LONG, SHORT], ids=["several chunks", "64 short prompts"])
+@pytest.mark.parametrize("pages", [prefilled, reserved], ids=["prefill", "decode"])
+def test_a_coordinate_of_four_holds_a_quarter_and_at_most_two_pages_more_for_each_sequence(
+    pages: object, lengths: tuple[int, ...]
+) -> None:
+    assert callable(pages)
+    (whole,) = pages(lengths, cp=1)
+    assert whole >= sum(-(-length // PAGE) for length in lengths)
+    quarters = pages(lengths, cp=4)
+    assert sum(quarters) == whole
+    assert max(quarters) <= -(-whole // 4) + 2 * len(lengths)
+    # Far less in fact: what is over balances out over the sequences.
+    assert max(quarters) - min(quarters) <= 2 + len(lengths) // 8
