@@ -1,4 +1,4 @@
-"""Context capacity grows with cp: a coordinate holds its part of a sequence's pages and two more at most, in any pool."""
+"""Context capacity grows with cp: a coordinate holds its part of a sequence's pages and at most two more."""
 
 import pytest
 
