@@ -12,7 +12,9 @@ from typing import Any
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
-from parallel.communicator import CollectiveClock, Communicator, GlooCommunicator, LocalCommunicator, NcclCommunicator
+from parallel.communicator import CollectiveClock, Communicator, LocalCommunicator
+from parallel.gloo import GlooCommunicator
+from parallel.nccl import NcclCommunicator
 from parallel.shape import ReplicaShape
 
 
