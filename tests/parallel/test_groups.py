@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._C._distributed_c10d import HashStore
 
-from parallel.communicator import CollectiveClock, PeerLostError
+from parallel.communicator import Channel, CollectiveClock, PeerLostError
 from parallel.groups import RankGroups, build_groups
 from parallel.rows import gather_rows, reduce_scatter_rows
 from parallel.shape import AttentionSizes, ReplicaShape
@@ -78,3 +78,46 @@ def test_a_peer_that_closes_its_groups_ends_a_collective_at_once() -> None:
         return "told"
 
     assert on_ranks(2, work, timeout_s=15) == ["told", "closed"]
+
+
+def test_all_to_all_brings_each_part_to_its_rank_and_so_do_parts_of_uneven_length() -> None:
+    def work(groups: RankGroups, rank: int) -> tuple[list[int], list[int]]:
+        group = groups["attn_cp"]
+        even = group.all_to_all(torch.tensor([[10 * rank + other] for other in range(3)]))
+        # Rank r sends r rows to each rank, so r rows come from rank r.
+        rows = [10 * rank + other for other in range(3) for _ in range(rank)]
+        mine = torch.tensor(rows, dtype=torch.int64).view(-1, 1)
+        uneven = group.all_to_all_uneven(mine, sent=[rank] * 3, received=[0, 1, 2])
+        return even.flatten().tolist(), uneven.flatten().tolist()
+
+    for rank, (even, uneven) in enumerate(on_ranks(3, work)):
+        assert even == [rank, 10 + rank, 20 + rank]
+        assert uneven == [10 + rank, 20 + rank, 20 + rank]
+
+
+def test_messages_of_one_channel_come_in_order_and_wait_for_none_of_another() -> None:
+    def work(groups: RankGroups, rank: int) -> list[int]:
+        group = groups["attn_cp"]
+        if rank == 0:
+            for value in (1, 2):
+                group.send(torch.tensor([value]), to=1, channel=Channel.HIDDEN)
+            group.send(torch.tensor([3]), to=1, channel=Channel.TOKENS)
+            return [int(group.receive(torch.zeros(1, dtype=torch.int64), source=1, channel=Channel.HIDDEN))]
+        order = (Channel.TOKENS, Channel.HIDDEN, Channel.HIDDEN)
+        found = [int(group.receive(torch.zeros(1, dtype=torch.int64), source=0, channel=which)) for which in order]
+        group.send(torch.tensor([4]), to=0, channel=Channel.HIDDEN)
+        return found
+
+    assert on_ranks(2, work) == [[4], [3, 1, 2]]
+
+
+@pytest.mark.parametrize("distance", [1, 2])
+def test_a_shift_brings_the_tensor_of_the_rank_before_whatever_its_length(distance: int) -> None:
+    def work(groups: RankGroups, rank: int) -> list[int]:
+        source = (rank - distance) % 3
+        mine, out = torch.full((rank,), rank), torch.zeros(source, dtype=torch.int64)
+        return list(groups["attn_cp"].begin_shift(mine, out, distance=distance)().tolist())
+
+    for rank, found in enumerate(on_ranks(3, work)):
+        source = (rank - distance) % 3
+        assert found == [source] * source
