@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from parallel.admission import check_fits, pages_needed
-from parallel.chunk import admission_bound
 from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
 from proto import control_pb2, step_pb2
 from worker.engine.coordinate import Coordinate
 from worker.engine.pages import PageAllocator
 from worker.engine.prefix_cache import page_digests
+from worker.engine.reservations import Reservations
 from worker.engine.sequence import Sequence, from_start, from_submit
 
 
@@ -32,16 +32,6 @@ class _StepInFlight:
         self.by_slot = {chunk.slot: sequence for sequence, chunk in self.chunks}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Reservation:
-    """A decode sequence before its start: pages at `dp`, or in the queue where dp is None."""
-
-    request_id: int
-    num_pages: int
-    dp: int | None = None
-    slot: int = -1
-
-
 class Leader:
     """Scheduling state of one replica. Not thread-safe: one thread calls it."""
 
@@ -55,7 +45,7 @@ class Leader:
         ]
         self._sequences: dict[int, Sequence] = {}
         self._waiting: deque[Sequence] = deque()
-        self._reservations: dict[int, _Reservation] = {}
+        self._reservations = Reservations(self._coordinates, cp=shape.attention.cp)
         self._steps: dict[int, _StepInFlight] = {}
         self._next_step_id = 0
         self._leaves: list[int] = []
@@ -192,9 +182,8 @@ class Leader:
         """Admits waiting prompts first come first served, then reservations likewise."""
         while self._waiting and self._try_admit(self._waiting[0]):
             self._waiting.popleft()
-        for reservation in [r for r in self._reservations.values() if r.dp is None]:
-            if not self._try_reserve(reservation):
-                break
+        for reserved in self._reservations.grant():
+            self._emit(control_pb2.Event(reserved=reserved))
 
     def _try_admit(self, sequence: Sequence) -> bool:
         """Admits it where most of its prefix is cached, then where most room is; False where it fits nowhere."""
@@ -238,27 +227,11 @@ class Leader:
         request_id, tokens = message.request_id, message.prompt_tokens + message.max_new_tokens
         if self._may_fit(request_id, message.prompt_tokens, message.max_new_tokens):
             pages = -(-tokens // self._settings.page_size)
-            self._reservations[request_id] = _Reservation(request_id=request_id, num_pages=pages)
-
-    def _try_reserve(self, reservation: _Reservation) -> bool:
-        num_pages = reservation.num_pages
-        most = admission_bound(pages=num_pages, cp=self._shape.attention.cp)
-        coordinate = self._roomiest([c for c in self._coordinates if c.pages.can_spread(num_pages, most=most)])
-        if coordinate is None:
-            return False
-        request_id = reservation.request_id
-        places = coordinate.pages.spread(request_id, num_pages, most=most)
-        self._reservations[request_id] = _Reservation(
-            request_id=request_id, num_pages=len(places), dp=coordinate.dp, slot=coordinate.take_slot()
-        )
-        pages = [control_pb2.Page(coordinate=place.coordinate, page=place.page) for place in places]
-        reserved = control_pb2.Reserved(request_id=request_id, dp=coordinate.dp, pages=pages)
-        self._emit(control_pb2.Event(reserved=reserved))
-        return True
+            self._reservations.add(request_id, num_pages=pages)
 
     def _start(self, message: control_pb2.Start) -> None:
-        reservation = self._reservations.pop(message.request_id)
-        assert reservation.dp is not None, f"{message.request_id:016x} starts before it has pages"
+        reservation = self._reservations.take(message.request_id)
+        assert reservation.dp is not None
         sequence = from_start(message)
         sequence.dp, sequence.slot = reservation.dp, reservation.slot
         sequence.num_joined_pages = reservation.num_pages
@@ -277,13 +250,8 @@ class Leader:
             self._end_if_quiet(sequence)
 
     def _release_reservation(self, request_id: int) -> None:
-        reservation = self._reservations.pop(request_id, None)
-        if reservation is None:
-            return
-        if reservation.dp is not None:
-            self._coordinates[reservation.dp].pages.release(request_id)
-            self._coordinates[reservation.dp].give_back_slot(reservation.slot)
-        self._emit_ended(request_id, "abort")
+        if self._reservations.release(request_id):
+            self._emit_ended(request_id, "abort")
 
     # ---- steps ----
 
@@ -327,11 +295,6 @@ class Leader:
         tokens -= len(cached) * self._settings.page_size
         return pages_needed(tokens, page_size=self._settings.page_size, cp=self._shape.attention.cp)
 
-    def _roomiest(self, fitting: list[Coordinate]) -> Coordinate | None:
-        """The coordinate with the most room among those that can take a request; FCFS, so None blocks the queue."""
-        with_slot = [coordinate for coordinate in fitting if coordinate.has_slot]
-        return max(with_slot, key=lambda c: (c.pages.num_free, -c.dp), default=None)
-
     def _may_fit(self, request_id: int, prompt_tokens: int, max_new_tokens: int) -> bool:
         """Whether an empty replica could hold it; refuses it at once where not."""
         try:
@@ -355,7 +318,7 @@ class Leader:
         )
 
     def _load(self) -> control_pb2.Load:
-        queued = sum(reservation.dp is None for reservation in self._reservations.values())
+        queued = self._reservations.num_queued
         return control_pb2.Load(
             free_pages=sum(coordinate.pages.num_free for coordinate in self._coordinates),
             running=len(self._sequences) + len(self._reservations) - queued,
