@@ -59,12 +59,12 @@ class NcclCommunicator:
     def begin_shift(self, x: torch.Tensor, out: torch.Tensor, *, distance: int) -> Callable[[], torch.Tensor]:
         """See Communicator. Both halves are one NCCL call: apart, ranks in a circle would wait for each other."""
         group, x = self._group(Channel.KV.name), x.contiguous()
-        group._start_coalescing(x.device)
+        group._start_coalescing()
         if x.numel():
             begin_collective(group.send, [x], (self.index + distance) % self.size, 0)
         if out.numel():
             begin_collective(group.recv, [out], (self.index - distance) % self.size, 0)
-        return partial(_finish_shift, group._end_coalescing(x.device), x, out)
+        return partial(_finish_shift, group._end_coalescing(), x, out)
 
     def _group(self, name: str = "collectives") -> Any:
         if name not in self._groups:
