@@ -23,6 +23,10 @@ class Channel(IntEnum):
     KV = 2
 
 
+#: Sends that may be under way: more than a pipeline's steps in flight, so that waiting for the oldest is no wait.
+MAX_SENDS = 16
+
+
 class Communicator(Protocol):
     """Collectives over the ranks of one group; all ranks call them in the same order with the same shapes."""
 

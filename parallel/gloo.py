@@ -8,10 +8,7 @@ from typing import Any
 import torch
 
 from parallel.c10d_calls import begin_collective, finish_collective, run_collective
-from parallel.communicator import Channel, CollectiveClock
-
-#: Sends that may be under way: more than a pipeline's steps in flight, so that waiting for the oldest is no wait.
-_MAX_SENDS = 16
+from parallel.communicator import MAX_SENDS, Channel, CollectiveClock
 
 
 class GlooCommunicator:
@@ -55,7 +52,7 @@ class GlooCommunicator:
         """See Communicator."""
         if not x.numel():
             return
-        while len(self._sends) >= _MAX_SENDS:
+        while len(self._sends) >= MAX_SENDS:
             self._wait(self._sends.popleft()[0])
         x = x.contiguous()
         self._sends.append((begin_collective(self._group.send, [x], to, channel), x))

@@ -1,5 +1,6 @@
 """Collectives over NCCL, on device memory."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 
 from parallel.c10d_calls import begin_collective, finish_collective, run_collective
-from parallel.communicator import Channel
+from parallel.communicator import MAX_SENDS, Channel
 
 
 class NcclCommunicator:
@@ -20,6 +21,7 @@ class NcclCommunicator:
     def __init__(self, make_group: Callable[[str], Any], *, size: int, index: int) -> None:
         self._make_group = make_group
         self._groups: dict[str, Any] = {"collectives": make_group("collectives")}
+        self._sends: deque[tuple[Any, torch.Tensor]] = deque()
         self.size = size
         self.index = index
 
@@ -48,8 +50,11 @@ class NcclCommunicator:
         return out
 
     def send(self, x: torch.Tensor, *, to: int, channel: Channel) -> None:
-        """See Communicator: ordered on the group's own stream, which keeps x until it has left."""
-        begin_collective(self._group(channel.name).send, [x.contiguous()], to, 0)
+        """See Communicator: the host does not wait, and x is held here until it has left."""
+        if len(self._sends) >= MAX_SENDS:
+            finish_collective(self._sends.popleft()[0])
+        x = x.contiguous()
+        self._sends.append((begin_collective(self._group(channel.name).send, [x], to, 0), x))
 
     def receive(self, out: torch.Tensor, *, source: int, channel: Channel) -> torch.Tensor:
         """See Communicator: the current stream waits, not the host."""
@@ -76,6 +81,7 @@ class NcclCommunicator:
         for group in self._groups.values():
             group.abort()
         self._groups = {}
+        self._sends.clear()
 
 
 def _finish_shift(work: Any, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What NCCL's communicator asks of a c10d backend, without a GPU: names and arguments that the backend has, in order."""
+"""What NCCL's communicator asks of a c10d backend, without a GPU: names and arguments that one has, in order."""
 
 from typing import Any
 
