@@ -65,7 +65,8 @@ class SlotTokens:
         if not slots:
             return
         message = tokens_S.new_zeros(len(slots))
-        places = [(index, slots.index(slot)) for index, slot in enumerate(drawn) if slot in slots]
+        place_of = {slot: place for place, slot in enumerate(slots)}
+        places = [(index, place_of[slot]) for index, slot in enumerate(drawn) if slot in place_of]
         message[[place for _, place in places]] = tokens_S[[index for index, _ in places]]
         # Each token was drawn by one rank, the others add zero.
         message = self._cp.all_gather(self._tp.all_gather(message).sum(0)).sum(0)
