@@ -12,11 +12,12 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.bench import drain
 from proto import control_pb2
 from router.check import check_file
 from router.dispatcher import Dispatcher
 from router.errors import ClusterError
-from router.generation import FailedEvent, FinishedEvent, Generation, GenerationRequest
+from router.generation import GenerationRequest
 from router.server import RouterServer
 
 PROMPT_TOKENS = 256
@@ -33,19 +34,12 @@ def request(index: int, *, new_tokens: int) -> GenerationRequest:
     )
 
 
-async def finish(generation: Generation) -> None:
-    """Waits for the end of a generation."""
-    while not isinstance(event := await generation.events.get(), FinishedEvent):
-        if isinstance(event, FailedEvent):
-            raise event.error
-
-
 async def measure(dispatcher: Dispatcher, *, batch: int, new_tokens: int) -> tuple[float, float, float, float]:
     """Tokens/s of prefill and of decode, decode's seconds a step, and the share of it inside collectives."""
     (decode,) = (replica for replica in dispatcher.replicas if replica.plan.pool == "decode")
     started = time.perf_counter()
     for generation in [dispatcher.submit(request(index, new_tokens=1)) for index in range(batch)]:
-        await finish(generation)
+        await drain(generation)
     prefill_s = time.perf_counter() - started
     generations = [dispatcher.submit(request(100 + index, new_tokens=new_tokens)) for index in range(batch)]
     while not all(generation.clock.handed_off_s for generation in generations):
@@ -54,7 +48,7 @@ async def measure(dispatcher: Dispatcher, *, batch: int, new_tokens: int) -> tup
     before.CopyFrom(decode.load)
     tokens = sum(len(generation.token_ids) for generation in generations)
     for generation in generations:
-        await finish(generation)
+        await drain(generation)
     decode_s = time.perf_counter() - started
     tokens = sum(len(generation.token_ids) for generation in generations) - tokens
     after = decode.load

@@ -10,10 +10,11 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from benchmarks.bench import drain
 from proto import control_pb2
 from router.check import check_file
 from router.errors import ClusterError
-from router.generation import FailedEvent, FinishedEvent, Generation, GenerationRequest
+from router.generation import Generation, GenerationRequest
 from router.server import RouterServer
 
 _TIMEOUT_S = 120.0
@@ -58,16 +59,6 @@ class RunningRouter:
                 await asyncio.sleep(0.01)
 
         self.run(work(), timeout_s=20)
-
-
-async def drain(generation: Generation) -> str:
-    """Waits for the end of a generation and returns its reason; raises what it failed with."""
-    while True:
-        event = await generation.events.get()
-        if isinstance(event, FailedEvent):
-            raise event.error
-        if isinstance(event, FinishedEvent):
-            return event.reason
 
 
 def greedy(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.bench import Bench, running_bench
 from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
 from parallel.topology import PoolSpec
-from tests.harness.bench import Bench, running_bench
 from tests.harness.checkpoints import VOCAB_SIZE, Oracle, sweep_model
 from tests.harness.parity import assert_probes_agree, assert_tokens_agree, probes
 from tests.harness.running_router import greedy

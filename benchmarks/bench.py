@@ -1,0 +1,209 @@
+"""A launcher whose rank processes live on while layouts come and go: each is a higher epoch of its replicas.
+
+Benchmarks keep one layout up and measure it again and again; the sweep of the tests changes it with every case.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from parallel.topology import HostSpec, PoolSpec, ReplicaPlan, plan_topology
+from parallel.wire import assign_request
+from proto import control_pb2
+from router.dispatcher import Dispatcher
+from router.errors import ClusterError
+from router.generation import FailedEvent, FinishedEvent, Generation, GenerationRequest
+from router.launcher_client import LauncherClient
+from router.local_launcher import LocalLauncher
+from router.replica_client import ReplicaClient
+
+_ROUTER_ID = 11
+
+
+class Bench:
+    """All its work runs in a loop of its own thread; each of its ranks has `threads` threads."""
+
+    def __init__(self, *, num_devices: int, model: str, threads: int = 1) -> None:
+        """Starts a launcher with room for `num_devices` ranks, which start when first assigned; any `model` will do."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._num_devices = num_devices
+        self._epoch = 0
+        self._lost: list[str] = []
+        self._dispatcher = Dispatcher(max_waiting=1000)
+        self._run(self._connect(model, threads=threads), timeout_s=60)
+
+    @property
+    def launcher_pid(self) -> int:
+        """The process whose children are the ranks."""
+        return self._process.pid
+
+    @contextmanager
+    def pools(self, pools: Sequence[PoolSpec], *, model: str, timeout_s: float = 120.0) -> Iterator["LivePools"]:
+        """Brings `pools` up on the model in folder `model` and keeps them until the end."""
+        up = self._up(pools, model=model)
+        self._run(up.__aenter__(), timeout_s=timeout_s)
+        try:
+            yield LivePools(self)
+        finally:
+            self._run(up.__aexit__(None, None, None), timeout_s=20)
+
+    def generate(
+        self, pools: Sequence[PoolSpec], requests: Sequence[GenerationRequest], *, model: str, timeout_s: float
+    ) -> list[Generation]:
+        """Brings `pools` up on the model in folder `model` and runs all requests at once, until nothing is held."""
+
+        async def work() -> list[Generation]:
+            async with self._up(pools, model=model):
+                return await self._finish(requests)
+
+        result: list[Generation] = self._run(work(), timeout_s=timeout_s)
+        return result
+
+    def finish(self, requests: Sequence[GenerationRequest], *, timeout_s: float) -> list[Generation]:
+        """Runs all requests at once on the pools that are up, until nothing is held."""
+        result: list[Generation] = self._run(self._finish(requests), timeout_s=timeout_s)
+        return result
+
+    def load(self, pool: str) -> control_pb2.Load:
+        """What the leader of the pool's first replica said last."""
+        replica = next(replica for replica in self._dispatcher.replicas if replica.plan.pool == pool)
+        load = control_pb2.Load()
+        load.CopyFrom(replica.load)
+        return load
+
+    @property
+    def entry_pool(self) -> str:
+        """The pool that takes prompts: `prefill` or `unified`."""
+        return self._dispatcher.replicas[0].plan.pool
+
+    def close(self) -> None:
+        """Ends the lease, and with it every rank."""
+        self._run(self._disconnect(), timeout_s=20)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=10)
+        self._loop.close()
+
+    def _run(self, work: Coroutine[Any, Any, Any], *, timeout_s: float) -> Any:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(timeout=timeout_s)
+        except TimeoutError:
+            future.cancel()
+            raise AssertionError(f"nothing came within {timeout_s:g} s; lost so far: {self._lost}") from None
+
+    async def _connect(self, model: str, *, threads: int) -> None:
+        self._process = await LocalLauncher.start(host="bench", arguments=("--threads", str(threads)))
+        address = self._process.address
+        self._host = HostSpec(name="bench", address=address, device="cpu", devices=tuple(range(self._num_devices)))
+        self._launcher = LauncherClient(self._host, address=address, router_id=_ROUTER_ID)
+        await self._launcher.hello(model)
+        await self._launcher.watch(
+            heartbeat_timeout_s=60,
+            on_lost=lambda lost: self._lose(f"rank {lost.global_rank} of {lost.replica}: {lost.reason}"),
+            on_gone=self._lose,
+        )
+
+    async def _disconnect(self) -> None:
+        await self._launcher.close()
+        await self._process.stop()
+
+    @asynccontextmanager
+    async def _up(self, pools: Sequence[PoolSpec], *, model: str) -> AsyncIterator[None]:
+        self._epoch += 1
+        topology = plan_topology(model=model, hosts=[self._host], pools=pools)
+        replicas = list(await asyncio.gather(*(self._assign(plan, model=model) for plan in topology.replicas)))
+        dispatcher = self._dispatcher = Dispatcher(max_waiting=1000)
+        try:
+            for replica in replicas:
+                replica.attach(on_events=dispatcher.on_events, on_gone=self._lose)
+            dispatcher.set_replicas(replicas)
+            for replica in replicas[:-1]:
+                replica.send(control_pb2.ToReplica(peer=replicas[-1].peer()))
+            dispatcher.open()
+            yield
+        finally:
+            for replica in replicas:
+                await replica.close()
+
+    async def _finish(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        generations = [self._dispatcher.submit(request) for request in requests]
+        for generation in generations:
+            await drain(generation)
+        while self._dispatcher.num_held:
+            await asyncio.sleep(0.005)
+        return generations
+
+    async def _assign(self, plan: ReplicaPlan, *, model: str) -> ReplicaClient:
+        replica = ReplicaClient(plan, epoch=self._epoch, launcher=self._launcher)
+
+        def on_event(event: control_pb2.AssignEvent) -> None:
+            if event.WhichOneof("event") == "ready":
+                replica.endpoints[event.ready.global_rank] = event.ready.endpoint
+
+        request = assign_request(
+            plan,
+            host=self._host,
+            addresses=("127.0.0.1", "127.0.0.1"),
+            rendezvous_port=self._launcher.ports[plan.placements[0].device],
+            model=model,
+            router_id=_ROUTER_ID,
+            epoch=self._epoch,
+            secret=self._epoch,
+            start_timeout_s=100,
+        )
+        await self._launcher.assign(request, on_event=on_event)
+        return replica
+
+    def _lose(self, reason: str) -> None:
+        """Ends what runs at once: a rank that is gone never answers."""
+        self._lost.append(reason)
+        self._dispatcher.fail_all(ClusterError("; ".join(self._lost)))
+
+
+class LivePools:
+    """Pools that are up."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+
+    def generate(self, requests: Sequence[GenerationRequest], *, timeout_s: float = 600.0) -> list[Generation]:
+        """Runs all requests at once until nothing is held."""
+        return self._bench.finish(requests, timeout_s=timeout_s)
+
+    @property
+    def entry_pool(self) -> str:
+        """The pool that takes prompts: `prefill` or `unified`."""
+        return self._bench.entry_pool
+
+    def load(self, pool: str) -> control_pb2.Load:
+        """What the leader of `pool` said last: steps and their seconds since the assignment."""
+        return self._bench.load(pool)
+
+    @property
+    def launcher_pid(self) -> int:
+        """The process whose children are the ranks."""
+        return self._bench.launcher_pid
+
+
+async def drain(generation: Generation) -> str:
+    """Waits for the end of a generation and returns its reason; raises what it failed with."""
+    while True:
+        event = await generation.events.get()
+        if isinstance(event, FailedEvent):
+            raise event.error
+        if isinstance(event, FinishedEvent):
+            return event.reason
+
+
+@contextmanager
+def running_bench(*, num_devices: int, model: str, threads: int = 1) -> Iterator[Bench]:
+    """A bench that is closed at the end."""
+    bench = Bench(num_devices=num_devices, model=model, threads=threads)
+    try:
+        yield bench
+    finally:
+        bench.close()
