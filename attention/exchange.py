@@ -89,13 +89,8 @@ def plan_exchange(
     if group.size == 1:
         return LocalExchange(chunks, backend=backend, page_size=policy.page_size)
     chosen = policy.choose(chunks, cp=group.size)
-    makers: dict[Strategy, Callable[..., Exchange]] = {
-        Strategy.GATHER: GatherKv,
-        Strategy.RING: RingKv,
-        Strategy.PASS_Q: PassQ,
-    }
     parts = []
-    for strategy, maker in makers.items():
+    for strategy, maker in _MAKERS.items():
         own = [chunk for chunk, choice in zip(chunks, chosen, strict=True) if choice is strategy]
         if own:
             rows = None if len(own) == len(chunks) else _rows(chunks, chosen, strategy, group=group, device=device)

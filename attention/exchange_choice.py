@@ -42,16 +42,18 @@ class ExchangePolicy:
 
     def choose(self, chunks: Sequence[ExchangeChunk], *, cp: int) -> list[Strategy]:
         """The strategy of each chunk. Gathers share one workspace: one that it has no room for goes in a ring."""
-        room, chosen = self.max_tokens, []
+        held, chosen = [0] * cp, []
         for chunk in chunks:
             strategy = self.forced or self.cheapest(
                 new_tokens=chunk.new_tokens, cached_tokens=chunk.cached_tokens, cp=cp
             )
             if strategy is Strategy.GATHER:
-                if chunk.end > room:
+                after = [held[c] + chunk.num_pages_of(c, page_size=self.page_size) for c in range(cp)]
+                # Every coordinate's part is padded to the longest.
+                if cp * max(after) * self.page_size > self.max_tokens:
                     strategy = Strategy.RING
                 else:
-                    room -= chunk.end
+                    held = after
             chosen.append(strategy)
         return chosen
 

@@ -38,6 +38,10 @@ class ExchangeChunk:
         """Query rows that `coordinate` works on."""
         return sum(segment.end - segment.start for segment in self.segments_of(coordinate))
 
+    def num_pages_of(self, coordinate: int, *, page_size: int) -> int:
+        """How many pages `coordinate` owns of the whole sequence up to the chunk's end."""
+        return self.table.count_of(coordinate, before=-(-self.end // page_size))
+
     def pages_of(self, coordinate: int, *, page_size: int) -> Sequence[int]:
         """The pages that `coordinate` owns of the whole sequence up to the chunk's end."""
         return self.table.pages_of(coordinate, before=-(-self.end // page_size))

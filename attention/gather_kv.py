@@ -30,7 +30,7 @@ class GatherKv:
         self._group = group
         size = policy.page_size
         lengths = [
-            [len(chunk.pages_of(coordinate, page_size=size)) for coordinate in range(group.size)] for chunk in chunks
+            [chunk.num_pages_of(coordinate, page_size=size) for coordinate in range(group.size)] for chunk in chunks
         ]
         padded = max(map(sum, zip(*lengths, strict=True)))
         own = [page for chunk in chunks for page in chunk.pages_of(group.index, page_size=size)]

@@ -23,8 +23,9 @@ class Channel(IntEnum):
     KV = 2
 
 
-#: Sends that may be under way: more than a pipeline's steps in flight, so that waiting for the oldest is no wait.
-MAX_SENDS = 16
+def max_sends(size: int) -> int:
+    """Sends of a rank that may be under way: more than a pipeline of `size` stages leaves unreceived while it idles."""
+    return 4 * size + 8
 
 
 class Communicator(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from parallel.c10d_calls import begin_collective, finish_collective, run_collective
-from parallel.communicator import MAX_SENDS, Channel, CollectiveClock
+from parallel.communicator import Channel, CollectiveClock, max_sends
 
 
 class GlooCommunicator:
@@ -52,7 +52,7 @@ class GlooCommunicator:
         """See Communicator."""
         if not x.numel():
             return
-        while len(self._sends) >= MAX_SENDS:
+        while len(self._sends) >= max_sends(self.size):
             self._wait(self._sends.popleft()[0])
         x = x.contiguous()
         self._sends.append((begin_collective(self._group.send, [x], to, channel), x))

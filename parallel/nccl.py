@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from parallel.c10d_calls import begin_collective, finish_collective, run_collective
-from parallel.communicator import MAX_SENDS, Channel
+from parallel.communicator import Channel, max_sends
 
 
 class NcclCommunicator:
@@ -51,7 +51,7 @@ class NcclCommunicator:
 
     def send(self, x: torch.Tensor, *, to: int, channel: Channel) -> None:
         """See Communicator: the host does not wait, and x is held here until it has left."""
-        if len(self._sends) >= MAX_SENDS:
+        if len(self._sends) >= max_sends(self.size):
             finish_collective(self._sends.popleft()[0])
         x = x.contiguous()
         self._sends.append((begin_collective(self._group(channel.name).send, [x], to, 0), x))
@@ -63,6 +63,8 @@ class NcclCommunicator:
 
     def begin_shift(self, x: torch.Tensor, out: torch.Tensor, *, distance: int) -> Callable[[], torch.Tensor]:
         """See Communicator. Both halves are one NCCL call: apart, ranks in a circle would wait for each other."""
+        if not x.numel() and not out.numel():
+            return lambda: out  # nothing coalesced is no work to wait for
         group, x = self._group(Channel.KV.name), x.contiguous()
         group._start_coalescing()
         if x.numel():

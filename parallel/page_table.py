@@ -25,6 +25,10 @@ class PageTable:
         self._indices[place.coordinate].append(len(self.places))
         self.places.append(place)
 
+    def count_of(self, coordinate: int, *, before: int) -> int:
+        """How many of the first `before` pages of the table `coordinate` owns."""
+        return bisect_left(self._indices[coordinate], before)
+
     def pages_of(self, coordinate: int, *, before: int) -> Sequence[int]:
         """The numbers of the pages that `coordinate` owns among the first `before` of the table, in order."""
-        return self._pages[coordinate][: bisect_left(self._indices[coordinate], before)]
+        return self._pages[coordinate][: self.count_of(coordinate, before=before)]

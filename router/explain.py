@@ -162,8 +162,8 @@ class _Life:
             yield (
                 "",
                 (
-                    f"a decoding sequence lives on one of {sizes.cp} cp coordinates; the others hold pages of it and "
-                    "answer its queries"
+                    f"a decoding sequence's pages lie on all {sizes.cp} cp coordinates; its next token is worked on by "
+                    "the one whose page takes it, and the others answer its queries"
                 ),
             )
         if sizes.tp > 1:

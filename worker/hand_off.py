@@ -98,5 +98,7 @@ class LayerWiseHandOff:
 
     def _parts(self, item: PlacedChunk) -> dict[int, range]:
         own = sum(part.end - part.start for part in item.segments if part.coordinate == self._coordinate)
-        parts = layer_parts(self._num_layers, layer_bytes=own * self._token_bytes)
+        # What the prefix cache had goes with the first chunk, wherever it lies: reckoned as if all were here.
+        cached = item.chunk.cached_tokens - item.handoff_start
+        parts = layer_parts(self._num_layers, layer_bytes=(own + cached) * self._token_bytes)
         return {layers.stop - 1: layers for layers in parts}

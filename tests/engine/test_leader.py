@@ -259,3 +259,28 @@ def test_pages_of_a_prompt_are_spread_over_the_coordinates(cp: int) -> None:
     pages = -(-sequence.planned_tokens // 4)
     assert len(held) == pages
     assert max(held.count(index) for index in range(cp)) <= -(-pages // cp) + 2
+
+
+def test_a_prompt_that_fits_an_empty_pool_is_admitted_over_a_warm_cache_too() -> None:
+    shape = ReplicaShape(attention=AttentionSizes(cp=4), experts=None)
+    settings_ = EngineSettings(page_size=4, max_batch_tokens=64, max_sequences=3, kv_tokens=32)
+    ranks = SimulatedRanks(Leader(shape=shape, settings=settings_), shape=shape, settings_=settings_, seed=0)
+    for request_id in (1, 2, 3):
+        ranks.submit(control_pb2.Submit(request_id=request_id, prompt_ids=range(88), max_new_tokens=8))
+        ranks.settle()
+        assert request_id in ranks.ended
+
+
+def test_a_shared_first_page_does_not_draw_all_sequences_to_one_coordinate() -> None:
+    shape = ReplicaShape(attention=AttentionSizes(dp=4), experts=None)
+    settings_ = EngineSettings(page_size=4, max_batch_tokens=64, max_sequences=64, kv_tokens=8000)
+    ranks = SimulatedRanks(Leader(shape=shape, settings=settings_), shape=shape, settings_=settings_, seed=0)
+    for request_id in range(1, 41):
+        prompt_ids = [1, 2, 3, 4, *range(request_id, request_id + 20)]
+        ranks.submit(control_pb2.Submit(request_id=request_id, prompt_ids=prompt_ids, max_new_tokens=16))
+        ranks.plan()
+    counts = [0] * 4
+    for sequence in ranks.leader.sequences():
+        counts[sequence.dp] += 1
+    assert max(counts) - min(counts) <= 2, counts
+    ranks.settle()

@@ -56,7 +56,7 @@ def test_a_prefill_ranks_life_is_told(words: str) -> None:
     [
         "query 1 of 8, KV 0 of 4, which 2 tp ranks hold alike",
         "experts    0 to 1 of 8 in each layer, columns 10 to 19 of each one's width, in block 1 of 4",
-        "a decoding sequence lives on one of 2 cp coordinates",
+        "a decoding sequence's pages lie on all 2 cp coordinates",
         "attn_cp with rank 1, across 2 hosts (h2, h3): queries out",
         "is written to by ranks 4, 6 of any of prefill/0 to prefill/1: layers 2 to 3, KV heads 0",
     ],

@@ -34,6 +34,11 @@ class Coordinate:
         """Whether one more sequence may be here."""
         return bool(self._free_slots)
 
+    @property
+    def tokens_ahead(self) -> int:
+        """Tokens that the sequences here are still to compute: of their prompts, and of their outputs at most."""
+        return sum(sequence.tokens_ahead for sequence in self.running.values())
+
     def take_slot(self) -> int:
         """A free slot."""
         return self._free_slots.pop()

@@ -48,6 +48,7 @@ class Leader:
         self._reservations = Reservations(self._coordinates, cp=shape.attention.cp)
         self._steps: dict[int, _StepInFlight] = {}
         self._next_step_id = 0
+        self._has_freed = False
         self._leaves: list[int] = []
         self._events: list[control_pb2.Event] = []
         self._tokens = control_pb2.Tokens()
@@ -90,7 +91,7 @@ class Leader:
             if step.silent:
                 break
             self._finish_step(step_id)
-        self._admit()
+        self._admit_if_freed()
 
     def _take_result(self, step: _StepInFlight, result: step_pb2.StepResult) -> None:
         step.silent.remove(result.global_rank)
@@ -110,7 +111,7 @@ class Leader:
         before = sequence.write_seconds.get(done.global_rank, 0.0)
         sequence.write_seconds[done.global_rank] = before + done.seconds
         self._end_if_quiet(sequence)
-        self._admit()
+        self._admit_if_freed()
 
     # ---- what goes out ----
 
@@ -146,6 +147,8 @@ class Leader:
                 sequence.joined = True
             if sequence.handoff:
                 sequence.pending_writes += writers
+                # Its last chunk gives back what was promised and not taken.
+                self._has_freed = True
         plan.chunks.extend(chunk for _, chunk in chunks)
         self._steps[plan.step_id] = _StepInFlight(chunks=chunks, silent=set(range(self._shape.world_size)))
         return plan
@@ -178,24 +181,34 @@ class Leader:
         if self._may_fit(sequence.request_id, len(sequence.tokens), new_tokens):
             self._waiting.append(sequence)
 
+    def _admit_if_freed(self) -> None:
+        """Looks at the queue only where pages or a slot came back: looking costs the length of its first prompt."""
+        if self._has_freed:
+            self._admit()
+
     def _admit(self) -> None:
         """Admits waiting prompts first come first served, then reservations likewise."""
+        self._has_freed = False
         while self._waiting and self._try_admit(self._waiting[0]):
             self._waiting.popleft()
         for reserved in self._reservations.grant():
             self._emit(control_pb2.Event(reserved=reserved))
 
     def _try_admit(self, sequence: Sequence) -> bool:
-        """Admits it where most of its prefix is cached, then where most room is; False where it fits nowhere."""
-        found = [(self._cached(coordinate, sequence), coordinate) for coordinate in self._coordinates]
+        """Admits it where the least work is, its own that is not cached included; False where it fits nowhere."""
+        with_slot = [coordinate for coordinate in self._coordinates if coordinate.has_slot]
+        # Without its cached pages too: those lie as they lie, and beside them it may not fit where it would alone.
+        found = [(cached, c) for c in with_slot for cached in (self._cached(c, sequence), [])]
         fitting = [
-            (cached, coordinate)
-            for cached, coordinate in found
-            if coordinate.has_slot and coordinate.pages.fits(self._pages_promised(sequence, cached), cached=cached)
+            (cached, c) for cached, c in found if c.pages.fits(self._pages_promised(sequence, cached), cached=cached)
         ]
         if not fitting:
             return False
-        cached, coordinate = max(fitting, key=lambda item: (len(item[0]), item[1].pages.num_free, -item[1].dp))
+        size = self._settings.page_size
+        cached, coordinate = min(
+            fitting,
+            key=lambda item: (item[1].tokens_ahead - len(item[0]) * size, -item[1].pages.num_free, item[1].dp),
+        )
         pages = self._pages_promised(sequence, cached)
         coordinate.pages.promise(sequence.request_id, pages, cached=cached)
         sequence.num_joined_pages = len(cached)
@@ -270,6 +283,7 @@ class Leader:
             return
         coordinate = self._coordinates[sequence.dp]
         coordinate.release(sequence, salt=self._revision)
+        self._has_freed = True
         del self._sequences[sequence.request_id]
         if sequence.joined:
             self._leaves.append(sequence.slot)

@@ -62,6 +62,12 @@ class Sequence:
         )
 
     @property
+    def tokens_ahead(self) -> int:
+        """Tokens that are still to be computed for it here, at most."""
+        outputs = 0 if self.handoff else self.max_new_tokens - self.num_planned_draws
+        return max(self.prefill_end - self.planned_tokens, 0) + max(outputs, 0)
+
+    @property
     def is_quiet(self) -> bool:
         """Whether no planned step touches it and no write of its KV is under way."""
         return self.in_flight == 0 and self.pending_writes == 0
