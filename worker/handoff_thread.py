@@ -150,13 +150,14 @@ class HandoffThread:
         key = (item.sequence.request_id, item.end)
         if key not in self._orders:
             self._orders[key] = _Order(planned=peer.planner.plan(item))
-        order, handles = self._orders[key], []
+        # Before the writes: a transport over shared memory has copied when `write` returns.
+        order, handles, started = self._orders[key], [], time.perf_counter()
         for planned in order.planned:
             runs = peer.planner.runs(planned, layers=part.layers)
             if len(runs):
                 handles.append(self._write(peer, planned.target_rank, runs))
                 order.num_bytes += int(runs[:, 2].sum())
-        order.parts.append(_Part(started=time.perf_counter(), handles=handles))
+        order.parts.append(_Part(started=started, handles=handles))
         order.is_whole = part.is_last
 
     def _write(self, peer: _Peer, rank: int, runs: WriteRuns) -> object:
