@@ -16,7 +16,9 @@ from typing import Any
 from benchmarks.bench import LivePools, running_bench
 from benchmarks.pools import DENSE, cpu_share, greedy, interleaved, pool
 from benchmarks.report import Report
+from parallel.models.registry import describe_checkpoint
 from parallel.settings import EngineSettings
+from parallel.sharding import stage_layers
 
 DECODE_PROMPT = 16
 
@@ -193,6 +195,12 @@ def report(found: Sequence[Row], samples: Samples, *, new_tokens: int, runs: int
             f"{median(samples, key, of='collective'):.0%}",
             f"{median(samples, key, of='waited'):.0%}",
         )
+    layers = [len(stage_layers(describe_checkpoint(DENSE), pp=2, pp_rank=rank)) for rank in range(2)]
+    page.note(
+        f"the stages have {layers[0]} and {layers[1]} layers: even in the weights that a step of decode reads, the "
+        "output's on the last included. A prompt needs that once, so the first stage has "
+        f"{layers[0] / sum(layers):.0%} of its work and prefill on two stages cannot be more than {sum(layers) / max(layers):.2f} times as fast"
+    )
     page.note("coll.: the share of the first stage's step time in which it waited for the other stage or for sends")
     page.note("waited: the share of time in which a rank could have run but other work had the cores")
 
