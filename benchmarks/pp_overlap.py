@@ -199,7 +199,8 @@ def report(found: Sequence[Row], samples: Samples, *, new_tokens: int, runs: int
     page.note(
         f"the stages have {layers[0]} and {layers[1]} layers: even in the weights that a step of decode reads, the "
         "output's on the last included. A prompt needs that once, so the first stage has "
-        f"{layers[0] / sum(layers):.0%} of its work and prefill on two stages cannot be more than {sum(layers) / max(layers):.2f} times as fast"
+        f"{layers[0] / sum(layers):.0%} of its work and prefill on two stages cannot be more than "
+        f"{sum(layers) / max(layers):.2f} times as fast"
     )
     page.note("coll.: the share of the first stage's step time in which it waited for the other stage or for sends")
     page.note("waited: the share of time in which a rank could have run but other work had the cores")
