@@ -212,6 +212,7 @@ def report(found: Sequence[Row], samples: Samples, *, new_tokens: int, runs: int
         reachable = [ideal(samples, row) for row in shown]
         axes.scatter(names, reachable, color="black", marker="_", s=400, label="ideal")
         axes.tick_params(axis="x", labelsize=6, labelrotation=30)
+        axes.set_ylim(0, 2.4)
         axes.set_ylabel("tokens/s over pp 1")
         axes.legend()
 
