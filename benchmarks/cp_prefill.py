@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     parser.add_argument("--exchanges", nargs="+", default=["auto"], choices=["auto", "gather", "ring", "pass_q"])
     parser.add_argument("--chunk-tokens", type=int, default=MAX_TOKENS, help="new tokens of a step")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=2)
     options = parser.parse_args()
     samples = run(options.tokens, options.exchanges, chunk_tokens=options.chunk_tokens, runs=options.runs)
     report(samples, chunk_tokens=options.chunk_tokens, runs=options.runs)

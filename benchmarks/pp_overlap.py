@@ -1,0 +1,241 @@
+"""Pipeline stages with and without overlap: pp 2 over pp 1, one thread a rank, on the dense demo checkpoint.
+
+Run: `python -m benchmarks.pp_overlap` after `make demo-model`. Without overlap is the same layout with one step to run
+at a time: a prompt that is one chunk, or a single sequence in decode. With overlap the prompt is several chunks, or
+several sequences decode, so that a step is on each stage. All layouts are up at once and are measured in turn.
+"""
+
+import argparse
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.bench import LivePools, running_bench
+from benchmarks.pools import DENSE, cpu_share, greedy, interleaved, pool
+from benchmarks.report import Report
+from parallel.models.registry import describe_checkpoint
+from parallel.settings import EngineSettings
+from parallel.sharding import stage_layers
+
+DECODE_PROMPT = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A number of stages and the new tokens of a step."""
+
+    pp: int
+    chunk_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """`batch` sequences of `prompt_tokens`; prefill is measured where they have one new token, else decode."""
+
+    name: str
+    prompt_tokens: int
+    new_tokens: int
+    batch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Tokens/s, the first stage's share of step time in collectives, and the share in which a rank had no core."""
+
+    tokens_per_s: float
+    tokens_per_cpu_s: float
+    collective: float
+    waited: float
+
+
+Samples = dict[tuple[Work, Layout], list[Sample]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the result: what runs where, what it is compared with, and in how many steps that may overlap.
+
+    `steps` is 1 without overlap; a prompt's chunks fill and drain the pipeline once. In decode it does so once in many
+    steps, and each of two steps has half the rows: those of `half` on one stage, 0 where there are none.
+    """
+
+    work: Work
+    layout: Layout
+    label: str
+    base: tuple[Work, Layout]
+    steps: int = 1
+    half: int = 0
+
+
+def rows(*, prompt_tokens: int, chunk_tokens: int, new_tokens: int, batches: Sequence[int]) -> list[Row]:
+    """Prefill whole and in chunks, decode of one sequence and of several, each on one stage and on two."""
+    prefill = Work(name=f"prefill of {prompt_tokens}", prompt_tokens=prompt_tokens, new_tokens=1, batch=1)
+    found = []
+    for size in (prompt_tokens, chunk_tokens):
+        steps = -(-prompt_tokens // size)
+        how = f"{steps} chunks, overlap" if steps > 1 else "1 chunk, no overlap"
+        found += _pair(prefill, chunk_tokens=size, how=how, steps=steps)
+    for batch in batches:
+        work = Work(name=f"decode of {batch}", prompt_tokens=DECODE_PROMPT, new_tokens=new_tokens, batch=batch)
+        half = batch // 2 if batch // 2 in batches else 0
+        how = "no overlap" if batch == 1 else "overlap"
+        found += _pair(work, chunk_tokens=chunk_tokens, how=how, half=half)
+    return found
+
+
+def _pair(work: Work, *, chunk_tokens: int, how: str, steps: int = 1, half: int = 0) -> list[Row]:
+    one, two = (Layout(pp=pp, chunk_tokens=chunk_tokens) for pp in (1, 2))
+    label = f"pp 1, {how.split(', ', maxsplit=1)[0]}" if "chunk" in how else "pp 1"
+    base = work, one
+    return [
+        Row(work=work, layout=one, label=label, base=base),
+        Row(work=work, layout=two, label=f"pp 2, {how}", base=base, steps=steps, half=half),
+    ]
+
+
+@contextmanager
+def running(layouts: Sequence[Layout]) -> Iterator[dict[Layout, LivePools]]:
+    """All layouts, up."""
+    with ExitStack() as stack:
+        found = {}
+        for layout in layouts:
+            bench = stack.enter_context(running_bench(num_devices=layout.pp, model=str(DENSE)))
+            engine = EngineSettings(max_batch_tokens=layout.chunk_tokens, kv_tokens=8192, step_timeout_s=600)
+            spec = pool("unified", engine, pp=layout.pp)
+            found[layout] = stack.enter_context(bench.pools([spec], model=str(DENSE)))
+        yield found
+
+
+def measure(pools: LivePools, work: Work, *, seed: int) -> Sample:
+    """One batch at once: prefill until the last first token, decode from each sequence's first token on."""
+    before = pools.load("unified")
+    with cpu_share(pools.launcher_pid) as share:
+        generations = pools.generate(
+            [greedy(work.prompt_tokens, seed=seed + index, new_tokens=work.new_tokens) for index in range(work.batch)]
+        )
+    after = pools.load("unified")
+    clocks = [generation.clock for generation in generations]
+    if work.new_tokens == 1:
+        rate = work.batch * work.prompt_tokens / max(clock.first_token_s for clock in clocks)
+    else:
+        rate = sum((work.new_tokens - 1) / (clock.last_token_s - clock.first_token_s) for clock in clocks)
+    return Sample(
+        tokens_per_s=rate,
+        tokens_per_cpu_s=work.batch * (work.prompt_tokens + work.new_tokens) / share.busiest_cpu_s,
+        collective=(after.collective_s - before.collective_s) / (after.step_s - before.step_s),
+        waited=share.longest_wait_s / max(clock.last_token_s for clock in clocks),
+    )
+
+
+def run(found: Sequence[Row], *, runs: int) -> Samples:
+    """Every row in each run, after one unmeasured prompt on each layout."""
+    samples: Samples = defaultdict(list)
+    with running(list(dict.fromkeys(row.layout for row in found))) as layouts:
+        for pools in layouts.values():
+            measure(pools, Work(name="warm-up", prompt_tokens=300, new_tokens=4, batch=2), seed=0)
+        by_label = {f"{row.work.name} {row.label}": row for row in found}
+
+        def one(label: str, index: int) -> None:
+            row = by_label[label]
+            seed = 1000 * (index + 1)
+            samples[row.work, row.layout].append(measure(layouts[row.layout], row.work, seed=seed))
+
+        interleaved(list(by_label), runs=runs, measure=one)
+    return samples
+
+
+def median(samples: Samples, key: tuple[Work, Layout], *, of: str) -> float:
+    """The median over the runs of one field of Sample."""
+    values: list[float] = [getattr(sample, of) for sample in samples[key]]
+    return statistics.median(values)
+
+
+def ratio(samples: Samples, row: Row, *, of: str) -> float:
+    """The row's figure over that of one stage."""
+    return median(samples, (row.work, row.layout), of=of) / median(samples, row.base, of=of)
+
+
+def ideal(samples: Samples, row: Row) -> float:
+    """What two stages could reach of one: 2n / (n + 1) for n equal chunks; in decode what steps of half the rows cost.
+
+    A step of decode reads all weights whatever its rows. So B rows in two overlapping steps reach twice the rate of
+    B / 2 rows on one stage, which is little more than that of B.
+    """
+    if not row.half:
+        return 2 * row.steps / (row.steps + 1)
+    (half,) = (key for key in samples if key[1] == row.base[1] and key[0].batch == row.half and key[0].new_tokens > 1)
+    return 2 * median(samples, half, of="tokens_per_s") / median(samples, row.base, of="tokens_per_s")
+
+
+def report(found: Sequence[Row], samples: Samples, *, new_tokens: int, runs: int) -> None:
+    """The table and the plot."""
+    page = Report(
+        "pp_overlap",
+        title="Pipeline stages with and without overlap",
+        about="The dense demo checkpoint on one rank and on two stages, one thread a rank; prefill of one prompt, and "
+        f"decode of {new_tokens} tokens after prompts of {DECODE_PROMPT}; medians of {runs} interleaved runs. There is "
+        "no switch for overlap: without it means one step to run at a time, a prompt that is one chunk or a single "
+        "sequence in decode. The ideal of prefill in n equal chunks is 2n / (n + 1); that of decode is twice the rate "
+        "that one stage has at half the batch, as each of two overlapping steps has half the rows. *By CPU* compares "
+        "tokens a CPU second of the busier rank: as if nobody ever waited.",
+        headings=("work", "layout", "tokens/s", "over pp 1", "ideal", "by CPU", "coll.", "waited"),
+    )
+    for row in found:
+        key = row.work, row.layout
+        page.add(
+            row.work.name,
+            row.label,
+            f"{median(samples, key, of='tokens_per_s'):.1f}",
+            f"{ratio(samples, row, of='tokens_per_s'):.2f}",
+            f"{ideal(samples, row):.2f}" if row.layout.pp == 2 else "1.00",
+            f"{ratio(samples, row, of='tokens_per_cpu_s'):.2f}",
+            f"{median(samples, key, of='collective'):.0%}",
+            f"{median(samples, key, of='waited'):.0%}",
+        )
+    layers = [len(stage_layers(describe_checkpoint(DENSE), pp=2, pp_rank=rank)) for rank in range(2)]
+    page.note(
+        f"the stages have {layers[0]} and {layers[1]} layers: even in the weights that a step of decode reads, the "
+        "output's on the last included. A prompt needs that once, so the first stage has "
+        f"{layers[0] / sum(layers):.0%} of its work and prefill on two stages cannot be more than "
+        f"{sum(layers) / max(layers):.2f} times as fast"
+    )
+    page.note("coll.: the share of the first stage's step time in which it waited for the other stage or for sends")
+    page.note("waited: the share of time in which a rank could have run but other work had the cores")
+
+    def plot(axes: Any) -> None:
+        shown = [row for row in found if row.layout.pp == 2]
+        names = [f"{row.work.name}\n{row.label.removeprefix('pp 2, ')}" for row in shown]
+        axes.bar(names, [ratio(samples, row, of="tokens_per_s") for row in shown], label="pp 2 over pp 1")
+        reachable = [ideal(samples, row) for row in shown]
+        axes.scatter(names, reachable, color="black", marker="_", s=400, label="ideal")
+        axes.tick_params(axis="x", labelsize=6, labelrotation=30)
+        axes.set_ylim(0, 2.4)
+        axes.set_ylabel("tokens/s over pp 1")
+        axes.legend()
+
+    page.publish(plot)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=2048, help="of the prefilled prompt")
+    parser.add_argument("--chunk-tokens", type=int, default=256, help="of a step with overlap")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="of decode")
+    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    found = rows(
+        prompt_tokens=options.tokens,
+        chunk_tokens=options.chunk_tokens,
+        new_tokens=options.new_tokens,
+        batches=options.batches,
+    )
+    samples = run(found, runs=options.runs)
+    report(found, samples, new_tokens=options.new_tokens, runs=options.runs)
+
+
+if __name__ == "__main__":
+    main()
