@@ -51,6 +51,7 @@ def layouts(exchanges: Sequence[str], *, chunk_tokens: int) -> Iterator[dict[str
         def up(name: str, *, cp: int, exchange: str) -> LivePools:
             bench = stack.enter_context(running_bench(num_devices=cp, model=str(DENSE)))
             engine = EngineSettings(
+                prefix_cache=False,
                 max_batch_tokens=chunk_tokens,
                 max_sequences=2,
                 kv_tokens=MAX_TOKENS + 256,

@@ -38,7 +38,7 @@ async def measure(dispatcher: Dispatcher, *, batch: int, new_tokens: int) -> tup
     """Tokens/s of prefill and of decode, decode's seconds a step, and the share of it inside collectives."""
     (decode,) = (replica for replica in dispatcher.replicas if replica.plan.pool == "decode")
     started = time.perf_counter()
-    for generation in [dispatcher.submit(request(index, new_tokens=1)) for index in range(batch)]:
+    for generation in [dispatcher.submit(request(1000 * batch + index, new_tokens=1)) for index in range(batch)]:
         await drain(generation)
     prefill_s = time.perf_counter() - started
     generations = [dispatcher.submit(request(100 + index, new_tokens=new_tokens)) for index in range(batch)]

@@ -42,7 +42,7 @@ def layouts(dispatch: str, *, max_batch: int) -> Iterator[dict[str, LivePools]]:
 
         def up(ep: int) -> LivePools:
             bench = stack.enter_context(running_bench(num_devices=ep, model=str(MOE)))
-            engine = EngineSettings(max_sequences=max_batch, kv_tokens=8192, dispatch=dispatch)
+            engine = EngineSettings(prefix_cache=False, max_sequences=max_batch, kv_tokens=8192, dispatch=dispatch)
             spec = pool("unified", engine, dp=ep, experts=ExpertSizes(ep=ep))
             return stack.enter_context(bench.pools([spec], model=str(MOE)))
 

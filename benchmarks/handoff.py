@@ -46,7 +46,7 @@ class Sample:
 @contextmanager
 def pools(prefill_cp: int, *, max_tokens: int) -> Iterator[LivePools]:
     """Prefill on `prefill_cp` ranks and decode on one."""
-    engine = EngineSettings(kv_tokens=max_tokens + 256, max_sequences=2, step_timeout_s=600)
+    engine = EngineSettings(prefix_cache=False, kv_tokens=max_tokens + 256, max_sequences=2, step_timeout_s=600)
     specs = [pool("prefill", engine, cp=prefill_cp), pool("decode", engine)]
     with (
         running_bench(num_devices=prefill_cp + 1, model=str(DENSE)) as bench,

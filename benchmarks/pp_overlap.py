@@ -103,7 +103,9 @@ def running(layouts: Sequence[Layout]) -> Iterator[dict[Layout, LivePools]]:
         found = {}
         for layout in layouts:
             bench = stack.enter_context(running_bench(num_devices=layout.pp, model=str(DENSE)))
-            engine = EngineSettings(max_batch_tokens=layout.chunk_tokens, kv_tokens=8192, step_timeout_s=600)
+            engine = EngineSettings(
+                prefix_cache=False, max_batch_tokens=layout.chunk_tokens, kv_tokens=8192, step_timeout_s=600
+            )
             spec = pool("unified", engine, pp=layout.pp)
             found[layout] = stack.enter_context(bench.pools([spec], model=str(DENSE)))
         yield found

@@ -45,8 +45,8 @@ class Series:
 
 
 def prompts(batch: int, length: int, *, run: int) -> list[list[int]]:
-    """Equal-length prompts, other ones in each run."""
-    generator = torch.Generator().manual_seed(run * 1000 + batch)
+    """Equal-length prompts, other ones in each run and for each length: a prefix cache must not find any."""
+    generator = torch.Generator().manual_seed((run + 1) * 10_000_000 + length * 1000 + batch)
     rows: list[list[int]] = torch.randint(100, 40000, (batch, length), generator=generator).tolist()
     return rows
 
