@@ -16,7 +16,7 @@ from parallel.admission import check_fits
 from proto import control_pb2
 from router.errors import ClusterError, InvalidRequestError, OverloadedError
 from router.generation import FailedEvent, FinishedEvent, Generation, GenerationRequest
-from router.replica_client import ReplicaClient
+from router.replica import Replica
 
 _PROBE_SAMPLING = control_pb2.Sampling(temperature=0, top_p=1)
 _RETRY_S = 1.0
@@ -28,11 +28,11 @@ class Dispatcher:
     def __init__(self, *, max_waiting: int) -> None:
         self._max_waiting = max_waiting
         self._generations: dict[int, Generation] = {}
-        self._replicas: list[ReplicaClient] = []
+        self._replicas: list[Replica] = []
         self._closed: Exception | None = None
         self._is_open = False
 
-    def set_replicas(self, replicas: Sequence[ReplicaClient]) -> None:
+    def set_replicas(self, replicas: Sequence[Replica]) -> None:
         """The replicas that probes may use, and clients after `open`."""
         self._replicas = list(replicas)
 
@@ -41,7 +41,7 @@ class Dispatcher:
         self._is_open = True
 
     @property
-    def replicas(self) -> Sequence[ReplicaClient]:
+    def replicas(self) -> Sequence[Replica]:
         """The replicas that serve."""
         return self._replicas
 
@@ -85,7 +85,7 @@ class Dispatcher:
             generation.fail(error)
         self._generations.clear()
 
-    async def probe(self, replica: ReplicaClient, *, target: ReplicaClient | None = None) -> None:
+    async def probe(self, replica: Replica, *, target: Replica | None = None) -> None:
         """Sends real tokens through `replica`, and by hand-off to `target` where given; ClusterError on refusal."""
         num_tokens = 1 if replica.plan.pool == "prefill" and target is None else 2
         request = GenerationRequest(
@@ -100,7 +100,7 @@ class Dispatcher:
             if isinstance(event, FinishedEvent):
                 return
 
-    def on_events(self, replica: ReplicaClient, message: control_pb2.FromReplica) -> None:
+    def on_events(self, replica: Replica, message: control_pb2.FromReplica) -> None:
         """Takes what a leader says. What it says of a generation that is unknown is late and changes nothing."""
         for event in message.events:
             kind = event.WhichOneof("event")
@@ -125,7 +125,7 @@ class Dispatcher:
             if generation is not None:
                 generation.add_tokens(token_ids)
 
-    def _on_want_target(self, generation: Generation, _: ReplicaClient, __: control_pb2.WantTarget) -> None:
+    def _on_want_target(self, generation: Generation, _: Replica, __: control_pb2.WantTarget) -> None:
         if generation.is_aborted:
             return
         generation.decode = generation.wanted_decode or max(self._pool("decode"), key=self._room)
@@ -136,7 +136,7 @@ class Dispatcher:
         )
         generation.decode.send(control_pb2.ToReplica(reserve=reserve))
 
-    def _on_reserved(self, generation: Generation, replica: ReplicaClient, reserved: control_pb2.Reserved) -> None:
+    def _on_reserved(self, generation: Generation, replica: Replica, reserved: control_pb2.Reserved) -> None:
         if generation.is_aborted or generation.prefill is None:
             return  # given back when prefill has ended
         target = control_pb2.Target(
@@ -148,12 +148,12 @@ class Dispatcher:
         )
         generation.prefill.send(control_pb2.ToReplica(target=target))
 
-    def _on_admitted(self, generation: Generation, _: ReplicaClient, admitted: control_pb2.Admitted) -> None:
+    def _on_admitted(self, generation: Generation, _: Replica, admitted: control_pb2.Admitted) -> None:
         generation.is_admitted = True
         generation.cached_tokens = admitted.cached_tokens
         generation.clock.admitted_s = generation.clock.now()
 
-    def _on_handoff_done(self, generation: Generation, _: ReplicaClient, done: control_pb2.HandoffDone) -> None:
+    def _on_handoff_done(self, generation: Generation, _: Replica, done: control_pb2.HandoffDone) -> None:
         generation.clock.handed_off_s = generation.clock.now()
         generation.handoff_bytes, generation.handoff_write_s = done.bytes, done.seconds
         if generation.is_aborted or generation.decode is None:
@@ -173,30 +173,29 @@ class Dispatcher:
         generation.decode.send(control_pb2.ToReplica(start=start))
         generation.is_handed_off = True
 
-    def _on_ended(self, generation: Generation, replica: ReplicaClient, ended: control_pb2.Ended) -> None:
-        if replica is generation.prefill:
-            generation.prefill = None
-            if generation.decode is not None and generation.is_handed_off:
-                return
-            if generation.decode is not None:
-                release = control_pb2.Release(request_id=generation.request_id)
-                generation.decode.send(control_pb2.ToReplica(release=release))
-        else:
-            generation.decode = None
+    def _on_ended(self, generation: Generation, replica: Replica, ended: control_pb2.Ended) -> None:
+        if replica is generation.prefill and generation.decode is not None and not generation.is_handed_off:
+            release = control_pb2.Release(request_id=generation.request_id)
+            generation.decode.send(control_pb2.ToReplica(release=release))
         if ended.reason != "handoff":
             generation.finish(ended.reason)
+        self._let_go(generation, replica)
+
+    def _on_refused(self, generation: Generation, replica: Replica, refused: control_pb2.Refused) -> None:
+        generation.fail(InvalidRequestError(f"{replica.name}: {refused.message}"))
+        self._let_go(generation, replica)
+        self.abort(generation)
+
+    def _let_go(self, generation: Generation, replica: Replica) -> None:
+        """`replica` holds nothing of it any more; where no other does either, it is over."""
+        if replica is generation.prefill:
+            generation.prefill = None
+        else:
+            generation.decode = None
         if generation.prefill is None and generation.decode is None:
             del self._generations[generation.request_id]
 
-    def _on_refused(self, generation: Generation, replica: ReplicaClient, refused: control_pb2.Refused) -> None:
-        generation.fail(InvalidRequestError(f"{replica.name}: {refused.message}"))
-        if replica is generation.prefill:
-            del self._generations[generation.request_id]
-            return
-        generation.decode = None
-        self.abort(generation)
-
-    def _on_logits(self, generation: Generation, _: ReplicaClient, logits: control_pb2.Logits) -> None:
+    def _on_logits(self, generation: Generation, _: Replica, logits: control_pb2.Logits) -> None:
         generation.logits.append(logits.float32)
 
     # ---- small parts ----
@@ -215,7 +214,7 @@ class Dispatcher:
                 except ValueError as error:
                     raise InvalidRequestError(str(error)) from None
 
-    def _start(self, request: GenerationRequest, *, replica: ReplicaClient, handoff: bool) -> Generation:
+    def _start(self, request: GenerationRequest, *, replica: Replica, handoff: bool) -> Generation:
         generation = Generation(request_id=secrets.randbits(64), request=request, prefill=replica)
         self._generations[generation.request_id] = generation
         submit = control_pb2.Submit(
@@ -230,15 +229,15 @@ class Dispatcher:
         replica.send(control_pb2.ToReplica(submit=submit))
         return generation
 
-    def _pool(self, name: str) -> list[ReplicaClient]:
+    def _pool(self, name: str) -> list[Replica]:
         return [replica for replica in self._replicas if replica.plan.pool == name]
 
-    def _tokens_on(self, replica: ReplicaClient) -> int:
+    def _tokens_on(self, replica: Replica) -> int:
         """Tokens of the generations that `replica` prefills or serves whole."""
         held = (item for item in self._generations.values() if item.prefill is replica)
         return sum(len(item.request.prompt_ids) + item.request.max_new_tokens for item in held)
 
-    def _room(self, replica: ReplicaClient) -> tuple[int, int]:
+    def _room(self, replica: Replica) -> tuple[int, int]:
         """How much more a decode replica may take: its capacity less what generations there may come to hold."""
         shape, engine = replica.plan.shape, replica.plan.engine
         capacity = engine.kv_tokens * shape.attention.cp * shape.attention.dp

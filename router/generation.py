@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 from proto import control_pb2
-from router.replica_client import ReplicaClient
+from router.replica import Replica
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,9 @@ class Generation:
 
     request_id: int
     request: GenerationRequest
-    prefill: ReplicaClient | None
-    decode: ReplicaClient | None = None
-    wanted_decode: ReplicaClient | None = None
+    prefill: Replica | None
+    decode: Replica | None = None
+    wanted_decode: Replica | None = None
     token_ids: list[int] = field(default_factory=list)
     events: asyncio.Queue[GenerationEvent] = field(default_factory=asyncio.Queue)
     logits: list[bytes] = field(default_factory=list)

@@ -47,10 +47,11 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """Streams one generation; a client that cancels, or whose deadline passes, frees all that it held."""
         try:
-            if request.request_id in self._by_request_id:
-                raise InvalidRequestError(f"request_id is {request.request_id!r}: it must not be that of a running one")
             # Encoding a long prompt takes seconds, and every other stream lives in this loop.
             checked = await asyncio.to_thread(self._validator.validate, request)
+            # Only now: one with the same id may have come meanwhile.
+            if request.request_id in self._by_request_id:
+                raise InvalidRequestError(f"request_id is {request.request_id!r}: it must not be that of a running one")
             generation = self._dispatcher.submit(checked)
         except Exception as error:  # the edge of the request: one function gives every error its code
             await _abort(context, error)

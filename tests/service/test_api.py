@@ -162,6 +162,20 @@ def test_abort_ends_a_stream_with_its_reason(stub: Any) -> None:
     assert not stub.Abort(inference_pb2.AbortRequest(request_id="mine")).found
 
 
+def test_of_requests_that_come_at_once_with_one_id_one_runs(stub: Any) -> None:
+    request = prompt(9, max_new_tokens=50)
+    request.request_id = "same"
+    calls = [stub.Generate(request) for _ in range(6)]
+    refused = 0
+    for call in calls:
+        try:
+            assert tokens_of(list(call)) == expected((9,), 50)
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT and "'same'" in str(error.details())
+            refused += 1
+    assert refused == 5
+
+
 def test_requests_wait_for_room_in_decode_and_none_is_lost(slow: RunningRouter, stub: Any) -> None:
     # Each takes 40 of the 64 pages of a decode coordinate: two run, the others wait until those are gone.
     running = [stub.Generate(prompt(index, max_new_tokens=630)) for index in (1, 2)]
