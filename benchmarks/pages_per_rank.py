@@ -37,8 +37,7 @@ def hold(prompt_tokens: int, *, cp: int, settings: EngineSettings) -> Pages:
     tables = SequenceTables(
         shape=shape,
         coordinates=shape.coordinates(0),
-        page_size=settings.page_size,
-        max_sequences=settings.max_sequences,
+        settings=settings,
     )
     submit = control_pb2.Submit(request_id=1, prompt_ids=[0] * prompt_tokens, max_new_tokens=1)
     leader.handle(control_pb2.ToReplica(submit=submit))

@@ -18,9 +18,12 @@ from parallel.communicator import Communicator
 class AllToAllDispatcher:
     """See Dispatcher: N is what the others send, in order of their index. One layer at a time."""
 
-    def __init__(self, block: Communicator, *, moe_tp: int, slots_per_rank: int) -> None:
+    def __init__(
+        self, block: Communicator, *, ep_ranks: Sequence[int], slots_per_rank: int, device: torch.device
+    ) -> None:
+        """`ep_ranks` is the ep coordinate of each rank of the block."""
         self._block = block
-        self._moe_tp = moe_tp
+        self._ep_ranks = torch.tensor(ep_ranks, dtype=torch.int64, device=device)
         self._slots_per_rank = slots_per_rank
         self._rows = torch.empty(0, dtype=torch.int64)
         self._sent: Sequence[int] = ()
@@ -53,5 +56,4 @@ class AllToAllDispatcher:
 
     def _wanted_by(self, slots_TK: torch.Tensor) -> torch.Tensor:
         """bool [T, B]: whether rank b of the block holds a slot of row t."""
-        ep_ranks = torch.arange(self._block.size, device=slots_TK.device) // self._moe_tp
-        return (slots_TK.div(self._slots_per_rank, rounding_mode="floor").unsqueeze(2) == ep_ranks).any(1)
+        return (slots_TK.div(self._slots_per_rank, rounding_mode="floor").unsqueeze(2) == self._ep_ranks).any(1)

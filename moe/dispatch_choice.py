@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from parallel.link import LinkSpeed
+from parallel.shape import ExpertSizes
 
 
 class Dispatch(Enum):
@@ -23,8 +24,7 @@ class Dispatch(Enum):
 class DispatchPolicy:
     """`forced` is what the configuration asks for, None for auto; `row_bytes` is H times the bytes of an element."""
 
-    ep: int
-    moe_tp: int
+    sizes: ExpertSizes
     top_k: int
     row_bytes: int
     link: LinkSpeed
@@ -34,10 +34,12 @@ class DispatchPolicy:
         """The dispatcher for a step whose ranks have up to `padded_rows` rows."""
         if self.forced is not None:
             return self.forced
-        saved = 2 * padded_rows * self.row_bytes * self.moe_tp * (self.ep - 1 - self._other_ranks_of_a_row())
+        saved = (
+            2 * padded_rows * self.row_bytes * self.sizes.moe_tp * (self.sizes.ep - 1 - self._other_ranks_of_a_row())
+        )
         # The counts are one more collective, and the host waits for them.
         return Dispatch.ALL_TO_ALL if saved / self.link.bytes_per_s > 2 * self.link.latency_s else Dispatch.GATHER
 
     def _other_ranks_of_a_row(self) -> float:
         """Other ep coordinates that an even gate sends a row to: each is missed by all top_k slots or it is not."""
-        return (self.ep - 1) * (1 - (1 - 1 / self.ep) ** self.top_k)
+        return (self.sizes.ep - 1) * (1 - (1 - 1 / self.sizes.ep) ** self.top_k)

@@ -30,6 +30,18 @@ class EngineSettings:
         """Pages of KV memory on each rank."""
         return self.kv_tokens // self.page_size
 
+    def num_slots(self, *, dp: int) -> int:
+        """Slots of sequences in a replica with `dp` coordinates, numbered over all of it."""
+        return dp * self.max_sequences
+
+    def slots_of(self, dp_rank: int) -> range:
+        """The slots of one dp coordinate."""
+        return range(dp_rank * self.max_sequences, (dp_rank + 1) * self.max_sequences)
+
+    def dp_rank_of(self, slot: int) -> int:
+        """The dp coordinate whose slot it is."""
+        return slot // self.max_sequences
+
     @property
     def dtype_bytes(self) -> int:
         """Bytes of one element."""

@@ -35,6 +35,11 @@ class ExpertSizes:
     moe_tp: int = 1
     placement: tuple[int, ...] = ()
 
+    @property
+    def block_ep_ranks(self) -> tuple[int, ...]:
+        """The ep coordinate of each rank of a block of ep x moe_tp ranks, in order."""
+        return tuple(ep_rank for ep_rank in range(self.ep) for _ in range(self.moe_tp))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
@@ -106,6 +111,11 @@ class ReplicaShape:
     def world_size(self) -> int:
         """Number of ranks of the replica."""
         return self.pp * self.stage_size
+
+    @property
+    def ranks_per_sequence(self) -> int:
+        """Ranks that hold parts of any one sequence: those of its dp coordinate, of all stages."""
+        return self.world_size // self.attention.dp
 
     def coordinates(self, global_rank: int) -> RankCoordinates:
         """Every coordinate of `global_rank`."""

@@ -137,8 +137,7 @@ class RankRuntime:
             tables=SequenceTables(
                 shape=shape,
                 coordinates=coordinates,
-                page_size=settings.page_size,
-                max_sequences=settings.max_sequences,
+                settings=settings,
             ),
             global_rank=coordinates.global_rank,
             cp=self._groups["attn_cp"],

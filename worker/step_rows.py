@@ -12,6 +12,7 @@ import numpy.typing as npt
 from parallel.chunk import Segment, cut_chunk
 from parallel.handoff import PageOwners, PagePlace
 from parallel.page_table import PageTable
+from parallel.settings import EngineSettings
 from parallel.shape import RankCoordinates, ReplicaShape
 from proto import control_pb2, step_pb2
 
@@ -88,13 +89,11 @@ class StepRows:
 class SequenceTables:
     """The sequences of a replica as one rank knows them."""
 
-    def __init__(
-        self, *, shape: ReplicaShape, coordinates: RankCoordinates, page_size: int, max_sequences: int
-    ) -> None:
+    def __init__(self, *, shape: ReplicaShape, coordinates: RankCoordinates, settings: EngineSettings) -> None:
         self._shape = shape
         self._coordinates = coordinates
-        self._page_size = page_size
-        self._max_sequences = max_sequences
+        self._settings = settings
+        self._page_size = settings.page_size
         self._sequences: dict[int, RankSequence] = {}
 
     def joining(self, plan: step_pb2.StepPlan) -> Iterator[tuple[int, int]]:
@@ -131,7 +130,7 @@ class SequenceTables:
 
     def _rows(self, placed: list[PlacedChunk]) -> StepRows:
         mine = self._coordinates
-        own = tuple(item for item in placed if item.chunk.slot // self._max_sequences == mine.attn_dp_rank)
+        own = tuple(item for item in placed if self._settings.dp_rank_of(item.chunk.slot) == mine.attn_dp_rank)
         builder = _RowBuilder(page_size=self._page_size, coordinate=mine.attn_cp_rank)
         for item in own:
             builder.add(item)
@@ -140,8 +139,9 @@ class SequenceTables:
     def _padded_rows(self, placed: list[PlacedChunk]) -> int:
         counts = np.zeros((self._shape.attention.dp, self._shape.attention.cp), dtype=np.int64)
         for item in placed:
+            dp_rank = self._settings.dp_rank_of(item.chunk.slot)
             for segment in item.segments:
-                counts[item.chunk.slot // self._max_sequences, segment.coordinate] += segment.end - segment.start
+                counts[dp_rank, segment.coordinate] += segment.end - segment.start
         return -(-int(counts.max(initial=0)) // self._shape.attention.tp)
 
 

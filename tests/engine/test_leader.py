@@ -49,7 +49,7 @@ class SimulatedRanks:
         last = rows[-self._shape.stage_size :]
         drawn = [item for part in last for _, item in part.draws]
         assert sorted(item.chunk.slot for item in drawn) == sorted(c.slot for c in plan.chunks if c.sample)
-        writers = self._shape.world_size // self._shape.attention.dp
+        writers = self._shape.ranks_per_sequence
         self._unwritten += [self._targets[c.slot] for c in plan.chunks if c.slot in self._targets] * writers
         return True
 
@@ -63,7 +63,7 @@ class SimulatedRanks:
                     self._memory[place] = self._prefix(segment.sequence.request_id, position)
                     row += 1
         for item in (item for part in rows for item in part.chunks):
-            dp = item.sequence.slot // self._settings.max_sequences
+            dp = self._settings.dp_rank_of(item.sequence.slot)
             for position in range(item.end):
                 page = item.sequence.table.places[position // self._settings.page_size]
                 rank = self._shape.attention_rank(dp=dp, cp=page.coordinate)
@@ -154,12 +154,7 @@ class SimulatedRanks:
         self.listen()
 
     def _table(self, coordinates: RankCoordinates, settings_: EngineSettings) -> SequenceTables:
-        return SequenceTables(
-            shape=self._shape,
-            coordinates=coordinates,
-            page_size=settings_.page_size,
-            max_sequences=settings_.max_sequences,
-        )
+        return SequenceTables(shape=self._shape, coordinates=coordinates, settings=settings_)
 
 
 def prompt(chance: random.Random) -> list[int]:

@@ -81,8 +81,7 @@ class LocalReplica:
             tables = SequenceTables(
                 shape=self._shape,
                 coordinates=coordinates,
-                page_size=settings.page_size,
-                max_sequences=settings.max_sequences,
+                settings=settings,
             )
             return ModelRunner(
                 model,

@@ -38,8 +38,7 @@ def expert_share(
     assert description.experts is not None
     table = experts_of(description, sizes)
     policy = DispatchPolicy(
-        ep=sizes.ep,
-        moe_tp=sizes.moe_tp,
+        sizes=sizes,
         top_k=description.experts.top_k,
         row_bytes=description.hidden_size * settings.dtype_bytes,
         link=LINKS[device.type],
@@ -49,5 +48,5 @@ def expert_share(
         held=table.held_by(ep_rank),
         first_slot=ep_rank * table.slots_per_rank,
         slots=SlotMap(table, device=device),
-        dispatchers=Dispatchers(block, policy=policy, slots_per_rank=table.slots_per_rank),
+        dispatchers=Dispatchers(block, policy=policy, slots_per_rank=table.slots_per_rank, device=device),
     )

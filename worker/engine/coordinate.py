@@ -26,8 +26,7 @@ class Coordinate:
         self._cp = sizes.cp
         self._turn = 0
         self._settings = settings
-        first = dp * settings.max_sequences
-        self._free_slots = list(range(first + settings.max_sequences - 1, first - 1, -1))
+        self._free_slots = list(reversed(settings.slots_of(dp)))
 
     @property
     def has_slot(self) -> bool:

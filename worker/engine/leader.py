@@ -140,13 +140,12 @@ class Leader:
         plan = step_pb2.StepPlan(step_id=self._next_step_id, leaves=self._leaves)
         self._leaves = []
         self._next_step_id += 1
-        writers = self._shape.world_size // self._shape.attention.dp
         for sequence, _ in chunks:
             if not sequence.joined:
                 plan.joins.append(self._join(sequence))
                 sequence.joined = True
             if sequence.handoff:
-                sequence.pending_writes += writers
+                sequence.pending_writes += self._shape.ranks_per_sequence
                 # Its last chunk gives back what was promised and not taken.
                 self._has_freed = True
         plan.chunks.extend(chunk for _, chunk in chunks)

@@ -66,7 +66,7 @@ class MockRank:
                 leader,
                 vocab_size=description.vocab_size,
                 world_size=shape.world_size,
-                writers=shape.world_size // shape.attention.dp,
+                writers=shape.ranks_per_sequence,
                 step_s=self._step_s,
                 tell=lambda events: self._tell(control_pb2.FromRank(replica=events)),
             )
