@@ -1,7 +1,8 @@
 """`python -m tests.sweep.mutants [NAME ...]`: breaks one line at a time and shows that the sweep fails each time.
 
 Each mutant is a copy of the source tree with one replacement. It first has to change the result of a single layer, in a
-pair that meets the broken line; then the spread of pairs runs until one fails. A mutant that lives exits with 1.
+pair that meets the broken line; then the spread of pairs runs until one fails. A mutant that lives exits with 1. A copy
+without any replacement has to pass the same pairs before, so that nothing but the broken line can fail them.
 """
 
 import shutil
@@ -9,11 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.sweep.pairs import parse_pair
+
 ROOT = Path(__file__).resolve().parents[2]
-_FOLDERS = ("proto", "parallel", "attention", "moe", "worker", "router", "tests", "examples")
+_FOLDERS = ("proto", "parallel", "attention", "moe", "worker", "router", "tests", "examples", "benchmarks")
 _TIMEOUT_S = 600
 
 
@@ -26,6 +30,11 @@ class Mutant:
     before: str
     after: str
     pair: str
+
+    @property
+    def num_layers(self) -> int:
+        """Of the model that shows it alone: one, or one a stage."""
+        return max(shape.pp for shape in parse_pair(self.pair).shapes)
 
 
 MUTANTS = (
@@ -112,6 +121,8 @@ MUTANTS = (
 def main() -> None:
     """Runs the mutants named, or all."""
     chosen = [mutant for mutant in MUTANTS if not sys.argv[1:] or mutant.name in sys.argv[1:]]
+    for num_layers in sorted({mutant.num_layers for mutant in chosen}):
+        check_control([mutant.pair for mutant in chosen if mutant.num_layers == num_layers], num_layers=num_layers)
     alive = [mutant.name for mutant in chosen if not is_killed(mutant)]
     print(f"{len(chosen) - len(alive)} of {len(chosen)} mutants were found" + f"; alive: {alive}" * bool(alive))
     sys.exit(bool(alive))
@@ -121,18 +132,30 @@ def is_killed(mutant: Mutant) -> bool:
     """Whether a single layer shows the mutant, and the sweep fails on it."""
     with tempfile.TemporaryDirectory() as folder:
         plant(mutant, Path(folder))
-        layers = () if "pp2" not in mutant.pair else ("--layers", "2")
-        single = _sweep(Path(folder), *(layers or ("--layers", "1")), mutant.pair)
+        single = _sweep(Path(folder), "--layers", str(mutant.num_layers), mutant.pair)
         swept = _sweep(Path(folder), "--spread")
     for what, said in (("single layer", single), ("sweep", swept)):
         print(f"{mutant.name}: {what}: {said or 'NOT FOUND'}", flush=True)
     return bool(single and swept)
 
 
-def plant(mutant: Mutant, folder: Path) -> None:
-    """Copies the tree to `folder` with the mutant's line broken; AssertionError where it is not there once."""
+def check_control(pairs: Sequence[str], *, num_layers: int) -> None:
+    """AssertionError where a copy of the tree fails one of `pairs` with nothing broken."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy_tree(Path(folder))
+        said = _sweep(Path(folder), "--layers", str(num_layers), *pairs)
+        assert not said, f"the tree fails without any mutant: {said}"
+
+
+def copy_tree(folder: Path) -> None:
+    """Copies what a sweep runs from to `folder`."""
     for name in _FOLDERS:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def plant(mutant: Mutant, folder: Path) -> None:
+    """Copies the tree to `folder` with the mutant's line broken; AssertionError where it is not there once."""
+    copy_tree(folder)
     path = folder / mutant.path
     text = path.read_text()
     count = text.count(mutant.before)
@@ -141,13 +164,14 @@ def plant(mutant: Mutant, folder: Path) -> None:
 
 
 def _sweep(folder: Path, *arguments: str) -> str:
-    """What the sweep in `folder` fails with; empty where it passes."""
+    """The pair that the sweep in `folder` fails with; empty where all pass. AssertionError where it does not run."""
     started = time.monotonic()
     command = [sys.executable, "-m", "tests.sweep", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     if done.returncode == 0:
         return ""
-    failure = next((line for line in done.stdout.splitlines() if "FAILS" in line), done.stderr[-300:])
+    failure = next((line for line in done.stdout.splitlines() if "FAILS" in line), "")
+    assert failure, f"the sweep did not run: {done.stderr[-1000:]}"
     return f"{failure} [{time.monotonic() - started:.0f} s]"
 
 

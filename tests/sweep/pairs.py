@@ -45,9 +45,13 @@ class Pair:
 
 
 def parse_pair(text: str) -> Pair:
-    """The inverse of `str`; ValueError or KeyError where the line is none."""
+    """The inverse of `str`; ValueError that names what is wrong where the line is none."""
     family, *rest = text.split()
-    values = dict(item.split("=") for item in rest)
+    if family not in FAMILIES:
+        raise ValueError(f"{text!r}: {family!r} is no family; write one of {', '.join(FAMILIES)}")
+    values = {key: value for key, _, value in (item.partition("=") for item in rest)}
+    if not values.keys() <= _KEYS or ("unified" in values) == ("prefill" in values and "decode" in values):
+        raise ValueError(f"{text!r}: write unified=..., or prefill=... decode=..., and of {_LEGAL} what is not auto")
     dense = family in DENSE
     first, second = (int(size) for size in values.get("pages", "8.8").split("."))
     decode = parse_shape(values["decode"], dense=dense) if "decode" in values else None
@@ -62,8 +66,12 @@ def parse_pair(text: str) -> Pair:
 
 
 FAMILIES = ("llama", "mixtral", "qwen2", "qwen3", "qwen3_moe")
-#: Families without experts.
+#: Families without experts, and the axes that they have.
 DENSE = frozenset({"llama", "qwen2", "qwen3"})
+DENSE_AXES = ("pp", "dp", "cp", "tp")
+AXES = (*DENSE_AXES, "moe_dp", "ep", "moe_tp")
+_LEGAL = "exchange, dispatch, pages"
+_KEYS = frozenset({"unified", "prefill", "decode", *_LEGAL.split(", ")})
 
 
 def shape_text(shape: ReplicaShape) -> str:
@@ -80,6 +88,8 @@ def parse_shape(text: str, *, dense: bool) -> ReplicaShape:
     sizes: dict[str, int] = {}
     for part in text.split("."):
         name = part.rstrip("0123456789")
+        if part != "1" and (name not in (DENSE_AXES if dense else AXES) or name == part):
+            raise ValueError(f"{text!r}: {part!r} is no size of an axis; write pp2.cp2.tp2 or 1")
         if name:
             sizes[name] = int(part[len(name) :])
     attention = AttentionSizes(**{name: sizes.pop(name) for name in ("dp", "cp", "tp") if name in sizes})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweep.mutants import MUTANTS, Mutant, plant
+from tests.sweep.mutants import MUTANTS, Mutant, check_control, plant
 from tests.sweep.pairs import Pair, parse_pair, spread
 from tests.sweep.runs import Sweep, running_sweep
 
@@ -38,6 +38,14 @@ def test_many_more_layouts_give_the_tokens_of_transformers(sweep: Sweep, pair: P
     run(sweep, pair)
 
 
+@pytest.mark.parametrize(
+    "line", ["lama unified=1", "llama prefill=cp2", "llama unified=ep2", "llama unified=cp", "llama unified=1 page=8"]
+)
+def test_a_line_that_is_no_pair_says_so(line: str) -> None:
+    with pytest.raises(ValueError, match="write"):
+        parse_pair(line)
+
+
 def test_a_pair_is_read_back_from_its_line() -> None:
     for pair in spread(count=FULL):
         assert parse_pair(str(pair)) == pair
@@ -46,3 +54,7 @@ def test_a_pair_is_read_back_from_its_line() -> None:
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_the_line_that_a_mutant_breaks_is_still_there(mutant: Mutant, tmp_path: Path) -> None:
     plant(mutant, tmp_path)
+
+
+def test_a_copy_of_the_tree_with_nothing_broken_passes() -> None:
+    check_control(["llama unified=1"], num_layers=1)
