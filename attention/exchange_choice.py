@@ -28,7 +28,8 @@ class Strategy(Enum):
 class ExchangePolicy:
     """`forced` is what the configuration asks for, None for auto. Heads are those of one rank.
 
-    `max_tokens` bounds what an exchange holds besides the pages: tokens whose KV is gathered, or in a ring under way.
+    `max_tokens` bounds what an exchange holds besides the pages: tokens whose KV is gathered, or in a ring under way,
+    what is being sent included.
     """
 
     page_size: int
@@ -49,8 +50,8 @@ class ExchangePolicy:
             )
             if strategy is Strategy.GATHER:
                 after = [held[c] + chunk.num_pages_of(c, page_size=self.page_size) for c in range(cp)]
-                # Every coordinate's part is padded to the longest.
-                if cp * max(after) * self.page_size > self.max_tokens:
+                # Every coordinate's part is padded to the longest; beside them lies what this one sends.
+                if (cp + 1) * max(after) * self.page_size > self.max_tokens:
                     strategy = Strategy.RING
                 else:
                     held = after

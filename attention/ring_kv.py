@@ -5,8 +5,8 @@ hop 1   coordinate c receives the pages of c - 1, block by block       own pages
 hop 2   ...           of c - 2                                          block 1  ── attend ── merge ──┐
                                                                         block 2  (under way)  ...     merge
 ```
-A block holds at most half of the policy's `max_tokens`, as two are held at once (ring attention, arXiv 2310.01889;
-pass-KV of arXiv 2411.01783).
+A block holds at most a third of the policy's `max_tokens`: one is worked on while one comes and one goes (ring
+attention, arXiv 2310.01889; pass-KV of arXiv 2411.01783).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +52,7 @@ class RingKv:
             for segment in chunk.segments_of(group.index)
         ]
         self._own = backend.plan(own)
-        block_pages = max(policy.max_tokens // (2 * policy.page_size), 1)
+        block_pages = max(policy.max_tokens // (3 * policy.page_size), 1)
         self._blocks = list(self._plan_blocks(block_pages, device=device))
 
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,8 @@ class EngineSettings:
 
     dtype is one of float32, bfloat16, float16 (already resolved from `auto`). step_timeout_s bounds one step of a
     replica and each of its collectives. `exchange` (auto, gather, ring, pass_q) is how queries meet the KV of other cp
-    coordinates; `exchange_tokens` bounds the tokens of KV that it holds on a rank besides the pages. `dispatch`
-    (auto, gather, all_to_all) is how rows get to their experts.
+    coordinates; `exchange_tokens` bounds the tokens of KV that it holds on a rank besides the pages, what is being sent
+    included. `dispatch` (auto, gather, all_to_all) is how rows get to their experts.
     """
 
     dtype: str = "float32"
@@ -41,6 +41,10 @@ class EngineSettings:
     def dp_rank_of(self, slot: int) -> int:
         """The dp coordinate whose slot it is."""
         return slot // self.max_sequences
+
+    def step_tokens(self, pool: str) -> int:
+        """New tokens of a full step of one dp coordinate: in decode one of each sequence."""
+        return self.max_sequences if pool == "decode" else self.max_batch_tokens
 
     @property
     def dtype_bytes(self) -> int:

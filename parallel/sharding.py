@@ -105,11 +105,18 @@ def kv_elements_per_token(
 ) -> dict[str, int]:
     """Elements that one token takes on this rank, over the stage's layers, by cache group."""
     layers = stage_layers(description, pp=shape.pp, pp_rank=coordinates.pp_rank)
-    tp, tp_rank = shape.attention.tp, coordinates.attn_tp_rank
-    heads = kv_head_interval(description.num_kv_heads, tp=tp, tp_rank=tp_rank).size
+    per_layer = kv_elements_per_layer(description, tp=shape.attention.tp)
+    return {
+        group.name: per_layer[group.name] * sum(layer in layers for layer in group.layers)
+        for group in description.cache_groups
+    }
+
+
+def kv_elements_per_layer(description: ModelDescription, *, tp: int) -> dict[str, int]:
+    """Elements that one token takes in one layer on any rank of `tp`, by cache group: all hold equally many heads."""
+    heads = kv_head_interval(description.num_kv_heads, tp=tp, tp_rank=0).size
     return {
         group.name: sum(stored.size * (heads if stored.per_head else 1) for stored in group.per_token)
-        * sum(layer in layers for layer in group.layers)
         for group in description.cache_groups
     }
 

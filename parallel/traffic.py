@@ -65,7 +65,7 @@ class StepTraffic:
     @property
     def num_tokens(self) -> int:
         """T."""
-        return self.settings.max_sequences if self.pool == "decode" else self.settings.max_batch_tokens
+        return self.settings.step_tokens(self.pool)
 
     def _pipeline(self) -> AxisTraffic:
         """Each rank's rows to the same rank of the next stage, L·H·e; the last stage's draws to the first, 8·D."""

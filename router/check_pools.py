@@ -107,6 +107,13 @@ class PoolCheck:
                 what=f"max_batch_tokens {engine.max_batch_tokens} is less than page_size {page}",
                 remedy=f"write max_batch_tokens: {page} or more, or a smaller page_size",
             )
+        if self.pool.attention.cp > 1 and engine.exchange_tokens < 3 * page:
+            yield self.source.problem(
+                self._blame("exchange_tokens", "page_size"),
+                what=f"exchange_tokens {engine.exchange_tokens} is less than three pages of {page}: one comes, one is "
+                "worked on, one goes",
+                remedy=f"write exchange_tokens: {3 * page} or more, or a smaller page_size",
+            )
         hosts = pool_hosts(self.config, self.pool)
         if self.description is not None and hosts:
             try:

@@ -10,12 +10,13 @@ from functools import cached_property
 
 from parallel.admission import longest_sequence
 from parallel.crossing import Crossing, find_crossings
+from parallel.exchange_memory import exchange_bytes
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings
 from parallel.shape import Group, RankCoordinates, ReplicaShape
-from parallel.sharding import kv_elements_per_token, rank_slices
+from parallel.sharding import experts_of, kv_elements_per_token, rank_slices
 from parallel.topology import ReplicaPlan, Topology
-from parallel.traffic import StepTraffic, busiest_traffic, handoff_bytes_per_token
+from parallel.traffic import busiest_traffic, handoff_bytes_per_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,10 @@ class GroupRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolRow:
-    """The totals of one pool. `sequence_tokens` is the longest sequence that one of its replicas admits when empty."""
+    """The totals of one pool. `sequence_tokens` is the longest sequence that one of its replicas admits when empty.
+
+    `exchange_bytes` is what the exchange over cp may hold on one rank besides the pages.
+    """
 
     pool: str
     replicas: int
@@ -61,6 +65,7 @@ class PoolRow:
     context_tokens_per_replica: int
     weight_bytes: int
     kv_bytes: int
+    exchange_bytes: int
 
     @property
     def context_tokens(self) -> int:
@@ -111,7 +116,7 @@ def plan_report(topology: Topology, *, description: ModelDescription) -> PlanRep
     return PlanReport(
         topology=topology,
         ranks=ranks,
-        pools=tuple(_pool_row(replicas, ranks=ranks) for replicas in pools),
+        pools=tuple(_pool_row(replicas, ranks=ranks, description=description) for replicas in pools),
         traffic=tuple(row for replicas in pools for row in _traffic_rows(replicas[0], description=description)),
         crossings=find_crossings(topology),
         handoff_bytes=_handoff_bytes(topology, description=description),
@@ -128,15 +133,13 @@ def _rank_rows(
 ) -> Iterator[RankRow]:
     shape, engine = replicas[0].shape, replicas[0].engine
     every = [shape.coordinates(global_rank) for global_rank in range(shape.world_size)]
-    stages = [
-        _stage_bytes(
-            every[shape.attention_rank(pp_rank=pp_rank, dp=0)], shape=shape, engine=engine, description=description
-        )
-        for pp_rank in range(shape.pp)
-    ]
+    held = _num_experts_held(shape, description=description)
+    # Ranks of a stage that hold equally many experts hold equal bytes: all else is padded to one size.
+    like = {(mine.pp_rank, held[mine.moe_ep_rank]): mine for mine in every}
+    found = {key: _rank_bytes(mine, shape=shape, engine=engine, description=description) for key, mine in like.items()}
     for replica in replicas:
         for coordinates, place in zip(every, replica.placements, strict=True):
-            weight_bytes, kv_bytes = stages[coordinates.pp_rank]
+            weight_bytes, kv_bytes = found[coordinates.pp_rank, held[coordinates.moe_ep_rank]]
             yield RankRow(
                 pool=replica.pool,
                 replica=replica.index,
@@ -148,13 +151,18 @@ def _rank_rows(
             )
 
 
-def _stage_bytes(
+def _num_experts_held(shape: ReplicaShape, *, description: ModelDescription) -> dict[int | None, int]:
+    """Different experts by ep coordinate: one whose slots a placement fills twice with an expert loads it once."""
+    if shape.experts is None:
+        return {None: 0}
+    table = experts_of(description, shape.experts)
+    return {ep_rank: len(set(table.held_by(ep_rank))) for ep_rank in range(shape.experts.ep)}
+
+
+def _rank_bytes(
     coordinates: RankCoordinates, *, shape: ReplicaShape, engine: EngineSettings, description: ModelDescription
 ) -> tuple[int, int]:
-    """Bytes of weights and KV of the rank at `coordinates`, and of all others of its stage.
-
-    They are padded to one size over tp and moe_tp, and hold equal numbers of experts.
-    """
+    """Bytes of weights and KV of the rank at `coordinates`."""
     slices = rank_slices(description, shape=shape, coordinates=coordinates)
     per_token = kv_elements_per_token(description, shape=shape, coordinates=coordinates)
     weight_bytes = engine.dtype_bytes * sum(part.num_elements for part in slices)
@@ -163,15 +171,12 @@ def _stage_bytes(
 
 def _traffic_rows(replica: ReplicaPlan, *, description: ModelDescription) -> Iterator[TrafficRow]:
     shape, settings = replica.shape, replica.engine
-    step_tokens = StepTraffic(
-        description=description, shape=shape, settings=settings, pool=replica.pool, pp_rank=0
-    ).num_tokens
     for traffic in busiest_traffic(description, shape=shape, settings=settings, pool=replica.pool):
         yield TrafficRow(
             pool=replica.pool,
             axis=traffic.axis,
             group_size=traffic.size,
-            step_tokens=step_tokens,
+            step_tokens=settings.step_tokens(replica.pool),
             sent_bytes=traffic.sent_bytes,
             cached_bytes=traffic.cached_bytes,
             what=traffic.what,
@@ -196,7 +201,9 @@ def _group_rows(replicas: tuple[ReplicaPlan, ...]) -> Iterator[GroupRow]:
             yield GroupRow(pool=replica.pool, replica=replica.index, axis=group.axis, ranks=group.ranks)
 
 
-def _pool_row(replicas: tuple[ReplicaPlan, ...], *, ranks: tuple[RankRow, ...]) -> PoolRow:
+def _pool_row(
+    replicas: tuple[ReplicaPlan, ...], *, ranks: tuple[RankRow, ...], description: ModelDescription
+) -> PoolRow:
     first = replicas[0]
     attention = first.shape.attention
     own = [row for row in ranks if row.pool == first.pool]
@@ -210,4 +217,10 @@ def _pool_row(replicas: tuple[ReplicaPlan, ...], *, ranks: tuple[RankRow, ...]) 
         context_tokens_per_replica=first.engine.kv_tokens * attention.cp * attention.dp,
         weight_bytes=sum(row.weight_bytes for row in own),
         kv_bytes=sum(row.kv_bytes for row in own),
+        exchange_bytes=exchange_bytes(
+            description,
+            shape=first.shape,
+            settings=first.engine,
+            step_tokens=first.engine.step_tokens(first.pool),
+        ),
     )

@@ -36,6 +36,7 @@ def topology_message(report: PlanReport) -> inference_pb2.GetTopologyResponse:
                 replicas=row.replicas,
                 sequence_tokens=row.sequence_tokens,
                 context_tokens_per_replica=row.context_tokens_per_replica,
+                exchange_bytes=row.exchange_bytes,
             )
             for row in report.pools
         ],

@@ -47,6 +47,34 @@ def test_weight_bytes_are_those_of_the_ranks_own_slices() -> None:
     ]
 
 
+def test_a_rank_that_holds_an_expert_twice_loads_it_once() -> None:
+    sizes = ExpertSizes(ep=2, moe_tp=2, placement=(0, 0, 0, 1, 2, 3, 1, 2, 3, 4, 5, 6, 7, 0))
+    shape = ReplicaShape(pp=2, attention=AttentionSizes(dp=4), experts=sizes)
+    report = plan_report(topology(shape), description=MOE)
+    assert [row.weight_bytes for row in report.ranks] == [weight_bytes(MOE, shape, rank=rank) for rank in range(8)]
+    assert report.ranks[0].weight_bytes < report.ranks[2].weight_bytes
+
+
+def test_what_the_exchange_holds_is_told_apart_and_bounded_by_its_key() -> None:
+    def exchange_bytes(cp: int, *, exchange_tokens: int, max_batch_tokens: int) -> int:
+        engine = EngineSettings(
+            page_size=16, kv_tokens=1600, exchange_tokens=exchange_tokens, max_batch_tokens=max_batch_tokens
+        )
+        shape = ReplicaShape(attention=AttentionSizes(cp=cp), experts=None)
+        host = HostSpec(name="here", address="local", device="cuda", devices=tuple(range(cp)))
+        pool = PoolSpec(name="unified", replicas=1, shape=shape, engine=engine)
+        plan = plan_topology(model="m", hosts=[host], pools=[pool])
+        return plan_report(plan, description=describe(llama())).pools[0].exchange_bytes
+
+    assert exchange_bytes(1, exchange_tokens=800, max_batch_tokens=16) == 0
+    # K and V of 4 heads of 4 float32 numbers a token.
+    assert exchange_bytes(2, exchange_tokens=800, max_batch_tokens=16) == 800 * 2 * 4 * 4 * 4
+    # Of 1600 tokens a rank there are 3200 in all, and its own are sent: no more can be held.
+    assert exchange_bytes(2, exchange_tokens=80000, max_batch_tokens=16) == 4800 * 2 * 4 * 4 * 4
+    # Passed queries: 8 heads of 4 numbers there, an output with a log-sum-exp each out and back.
+    assert exchange_bytes(2, exchange_tokens=48, max_batch_tokens=1001) == 1002 * 8 * (16 + 2 * 20)
+
+
 def test_bytes_follow_the_dtype() -> None:
     wide, narrow = (plan_report(topology(EVERY_AXIS, dtype=dtype), description=MOE) for dtype in ("float32", "float16"))
     for first, second in zip(wide.ranks, narrow.ranks, strict=True):
