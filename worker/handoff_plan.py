@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from parallel.handoff import CacheLayout, Copy, Lane, PagePlace, byte_runs, plan_copies, plan_lanes
+from parallel.handoff import CacheLayout, Copy, Lane, PagePlace, byte_runs, cache_layout, plan_copies, plan_lanes
+from parallel.models.description import ModelDescription
 from parallel.shape import RankCoordinates
+from parallel.wire import shape_from_wire
 from proto import control_pb2
 from worker.step_rows import PlacedChunk
 from worker.transport.interface import WriteRuns
@@ -35,27 +37,29 @@ class LaneRuns:
     elements: npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, kw_only=True)
+class HandoffSource:
+    """One rank as a source: the model, its replica's layout, its place in it and where its KV lies."""
+
+    description: ModelDescription
+    layout: CacheLayout
+    coordinates: RankCoordinates
+    memory: SourceMemory
+
+
 class HandoffPlanner:
     """One pair of layouts, from one source rank's view. Pure: it makes lists of addresses."""
 
-    def __init__(
-        self,
-        *,
-        source: CacheLayout,
-        target: CacheLayout,
-        coordinates: RankCoordinates,
-        memory: SourceMemory,
-        endpoints: list[control_pb2.Endpoint],
-    ) -> None:
-        self._source = source
-        self._target = target
-        self._coordinates = coordinates
-        self._memory = memory
-        self._endpoints = endpoints
+    def __init__(self, source: HandoffSource, *, peer: control_pb2.Peer) -> None:
+        self._source = source.layout
+        self._coordinates = source.coordinates
+        self._memory = source.memory
+        self._target = cache_layout(source.description, shape=shape_from_wire(peer.sizes), page_size=peer.page_size)
+        self.endpoints = [control_pb2.Endpoint.FromString(endpoint) for endpoint in peer.endpoints]
         self._lanes = [
             lane
-            for lane in plan_lanes(source, target)
-            if lane.source_pp == coordinates.pp_rank and lane.source_tp == coordinates.attn_tp_rank
+            for lane in plan_lanes(self._source, self._target)
+            if lane.source_pp == self._coordinates.pp_rank and lane.source_tp == self._coordinates.attn_tp_rank
         ]
 
     def plan(self, item: PlacedChunk) -> list[LaneRuns]:
@@ -87,7 +91,7 @@ class HandoffPlanner:
 
     def runs(self, planned: LaneRuns, *, layers: range) -> WriteRuns:
         """(source address, target address, bytes) in those of the stage's `layers` that the lane takes; may be none."""
-        lane, memory, endpoint = planned.lane, self._memory, self._endpoints[planned.target_rank]
+        lane, memory, endpoint = planned.lane, self._memory, self.endpoints[planned.target_rank]
         first_source = self._source.stages[lane.source_pp][0]
         first, end = max(lane.layers[0], first_source + layers.start), min(lane.layers[1], first_source + layers.stop)
         taken = np.arange(first, max(first, end))

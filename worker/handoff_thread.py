@@ -12,12 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from parallel.handoff import CacheLayout, cache_layout
-from parallel.models.description import ModelDescription
-from parallel.shape import RankCoordinates
-from parallel.wire import shape_from_wire
 from proto import control_pb2, step_pb2
-from worker.handoff_plan import HandoffPlanner, LaneRuns, SourceMemory
+from worker.handoff_plan import HandoffPlanner, HandoffSource, LaneRuns
 from worker.step_rows import PlacedChunk
 from worker.transport.interface import Transport, WriteRuns
 
@@ -37,8 +33,9 @@ class ComputedPart:
 
 @dataclass(kw_only=True)
 class _Order:
-    """The writes of one chunk: its runs, the writes under way by part, and what is to be reported."""
+    """The writes of one chunk: to whom, its runs, the writes under way by part, and what is to be reported."""
 
+    peer: "_Peer | None"
     planned: list[LaneRuns]
     parts: list["_Part"] = field(default_factory=list)
     is_whole: bool = False
@@ -55,10 +52,11 @@ class _Part:
     handles: list[object]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Peer:
+    """A target replica in one epoch, and the transport's names of the ranks that were written to."""
+
     planner: HandoffPlanner
-    endpoints: list[control_pb2.Endpoint]
     names: dict[int, str] = field(default_factory=dict)
 
 
@@ -69,24 +67,18 @@ class HandoffThread:
         self,
         transport: Transport,
         *,
-        description: ModelDescription,
-        layout: CacheLayout,
-        coordinates: RankCoordinates,
-        memory: SourceMemory,
+        source: HandoffSource,
         receives: bool,
         report: Callable[[step_pb2.WritesDone], None],
         fail: Callable[[BaseException], None],
     ) -> None:
         self._transport = transport
-        self._description = description
-        self._layout = layout
-        self._coordinates = coordinates
-        self._memory = memory
+        self._source = source
         # A rank that only sends has nothing to look after while it sends nothing.
         self._idle_wait_s = _POLL_S if receives else None
         self._report = report
         self._fail = fail
-        self._peers: dict[tuple[str, int], _Peer] = {}
+        self._peers: dict[str, dict[int, _Peer]] = {}  # by replica and epoch
         self._inbox: queue.SimpleQueue[control_pb2.Peer | ComputedPart | None] = queue.SimpleQueue()
         self._orders: dict[tuple[int, int], _Order] = {}  # by request and the chunk's end
         self._is_closing = False
@@ -94,7 +86,7 @@ class HandoffThread:
         self._thread.start()
 
     def connect(self, peer: control_pb2.Peer) -> None:
-        """Makes a target replica known; chunks for it may follow."""
+        """Makes a target replica known; chunks for it may follow. It takes the place of its earlier epochs."""
         self._inbox.put(peer)
 
     def send(self, part: ComputedPart) -> None:
@@ -110,6 +102,7 @@ class HandoffThread:
         try:
             while self._take():
                 self._finish_orders()
+                self._forget_replaced()
                 self._transport.progress()
         except BaseException as error:  # the thread's edge: the rank must not go on without it
             self._fail(error)
@@ -132,36 +125,45 @@ class HandoffThread:
         return bool(self._orders) or not self._is_closing
 
     def _add_peer(self, peer: control_pb2.Peer) -> None:
-        endpoints = [control_pb2.Endpoint.FromString(endpoint) for endpoint in peer.endpoints]
-        target = cache_layout(self._description, shape=shape_from_wire(peer.sizes), page_size=peer.page_size)
-        planner = HandoffPlanner(
-            source=self._layout,
-            target=target,
-            coordinates=self._coordinates,
-            memory=self._memory,
-            endpoints=endpoints,
-        )
-        self._peers[peer.replica, peer.epoch] = _Peer(planner=planner, endpoints=endpoints)
+        planner = HandoffPlanner(self._source, peer=peer)
+        self._peers.setdefault(peer.replica, {})[peer.epoch] = _Peer(planner=planner)
+
+    def _forget_replaced(self) -> None:
+        """Gives up epochs of a target that a later one has replaced, once nothing is being written to them."""
+        for epochs in self._peers.values():
+            for epoch in sorted(epochs)[:-1]:
+                if not any(order.peer is epochs[epoch] for order in self._orders.values()):
+                    for name in epochs.pop(epoch).names.values():
+                        self._transport.disconnect(name)
 
     def _begin(self, part: ComputedPart) -> None:
         item, target = part.item, part.item.sequence.target
         assert target is not None
-        peer = self._peers[target.replica, target.epoch]
         key = (item.sequence.request_id, item.end)
         if key not in self._orders:
-            self._orders[key] = _Order(planned=peer.planner.plan(item))
+            self._orders[key] = self._order(item, target)
         # Before the writes: a transport over shared memory has copied when `write` returns.
         order, handles, started = self._orders[key], [], time.perf_counter()
         for planned in order.planned:
-            runs = peer.planner.runs(planned, layers=part.layers)
+            assert order.peer is not None
+            runs = order.peer.planner.runs(planned, layers=part.layers)
             if len(runs):
-                handles.append(self._write(peer, planned.target_rank, runs))
+                handles.append(self._write(order.peer, planned.target_rank, runs))
                 order.num_bytes += int(runs[:, 2].sum())
         order.parts.append(_Part(started=started, handles=handles))
         order.is_whole = part.is_last
 
+    def _order(self, item: PlacedChunk, target: control_pb2.Target) -> _Order:
+        """The order of a chunk; of an epoch that was replaced the memory is gone, so there is nothing to write."""
+        epochs = self._peers[target.replica]
+        if target.epoch not in epochs:
+            assert target.epoch < max(epochs), f"{target.replica} is not known in epoch {target.epoch}"
+            return _Order(peer=None, planned=[])
+        peer = epochs[target.epoch]
+        return _Order(peer=peer, planned=peer.planner.plan(item))
+
     def _write(self, peer: _Peer, rank: int, runs: WriteRuns) -> object:
-        endpoint = peer.endpoints[rank]
+        endpoint = peer.planner.endpoints[rank]
         if rank not in peer.names:
             peer.names[rank] = self._transport.connect(endpoint)
         return self._transport.write(peer.names[rank], runs, target_device=endpoint.device)
@@ -183,7 +185,7 @@ class HandoffThread:
         request_id, end_position = key
         self._report(
             step_pb2.WritesDone(
-                global_rank=self._coordinates.global_rank,
+                global_rank=self._source.coordinates.global_rank,
                 request_id=request_id,
                 end_position=end_position,
                 bytes=order.num_bytes,

@@ -18,7 +18,7 @@ from parallel.wire import check_assignment, settings_from_wire, shape_from_wire
 from proto import control_pb2, step_pb2
 from worker.device import ResultSender, torch_device
 from worker.hand_off import HandOff, LayerWiseHandOff, NoHandOff
-from worker.handoff_plan import SourceMemory
+from worker.handoff_plan import HandoffSource, SourceMemory
 from worker.handoff_thread import HandoffThread
 from worker.kv_memory import KvMemory, allocate_kv
 from worker.leader_thread import LeaderThread
@@ -156,14 +156,16 @@ class RankRuntime:
         self._endpoint = transport.endpoint().SerializeToString()
         return HandoffThread(
             transport,
-            description=description,
-            layout=cache_layout(description, shape=self._shape, page_size=self._settings.page_size),
-            coordinates=self._coordinates,
-            memory=SourceMemory(
-                base_address=region.address,
-                layer_bytes=region.layer_bytes,
-                element_bytes=memory.region.element_size(),
-                token_elements=description.head_dim,
+            source=HandoffSource(
+                description=description,
+                layout=cache_layout(description, shape=self._shape, page_size=self._settings.page_size),
+                coordinates=self._coordinates,
+                memory=SourceMemory(
+                    base_address=region.address,
+                    layer_bytes=region.layer_bytes,
+                    element_bytes=memory.region.element_size(),
+                    token_elements=description.head_dim,
+                ),
             ),
             receives=self._assignment.pool == "decode",
             report=lambda done: self._star.send(step_pb2.FromMember(writes=done)),

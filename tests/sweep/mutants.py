@@ -70,7 +70,7 @@ MUTANTS = (
         name="an expert's owner",
         path="parallel/expert_table.py",
         before="found[expert].append(slot)",
-        after="found[1 - expert if expert < 2 else expert].append(slot)",
+        after="found[23 - expert if expert in (11, 12) else expert].append(slot)",
         pair="mixtral unified=dp2.ep2",
     ),
     Mutant(

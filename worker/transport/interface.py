@@ -33,6 +33,10 @@ class Transport(Protocol):
         """Makes a peer known and returns the name that `write` takes."""
         ...
 
+    def disconnect(self, peer: str) -> None:
+        """Gives up a peer that no write is under way to."""
+        ...
+
     def write(self, peer: str, runs: WriteRuns, *, target_device: int) -> object:
         """Begins to write every run into the peer's memory and returns a handle."""
         ...

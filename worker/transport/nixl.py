@@ -46,6 +46,11 @@ class NixlTransport:
         self._peers.append(peer)
         return peer
 
+    def disconnect(self, peer: str) -> None:
+        """See Transport."""
+        self._peers.remove(peer)
+        self._agent.remove_remote_agent(peer)
+
     def write(self, peer: str, runs: WriteRuns, *, target_device: int) -> object:
         """See Transport."""
         agent = self._agent
