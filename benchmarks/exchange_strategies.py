@@ -26,7 +26,7 @@ from attention.select import create_backend
 from benchmarks.report import Report
 from parallel.chunk import Segment, choose_offset, cut_chunk
 from parallel.communicator import CollectiveClock, Communicator
-from parallel.groups import build_groups
+from parallel.groups import Rendezvous, build_groups
 from parallel.handoff import PageOwners, PagePlace
 from parallel.link import LINKS
 from parallel.page_table import PageTable
@@ -98,11 +98,13 @@ def rank_main(rank: int, folder: str, total: int, runs: int, results: Any) -> No
         shape,
         global_rank=rank,
         order=shape.creation_order_of(rank),
-        store=FileStore(f"{folder}/store", CP),
-        device_kind="cpu",
-        host_address="127.0.0.1",
-        build_timeout_s=60,
-        timeout_s=60,
+        rendezvous=Rendezvous(
+            store=FileStore(f"{folder}/store", CP),
+            device=torch.device("cpu"),
+            host_address="127.0.0.1",
+            build_timeout_s=60,
+            timeout_s=60,
+        ),
         clock=CollectiveClock(),
     )["attn_cp"]
     with torch.inference_mode():

@@ -6,16 +6,19 @@ No default process group is made, so groups of an earlier epoch and of a neighbo
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
-from parallel.communicator import CollectiveClock, Communicator, LocalCommunicator
+from parallel.communicator import Channel, CollectiveClock, Communicator, LocalCommunicator
 from parallel.gloo import GlooCommunicator
 from parallel.nccl import NcclCommunicator
 from parallel.shape import ReplicaShape
+
+#: What travels point to point along an axis.
+_CHANNELS = {"pp": (Channel.HIDDEN, Channel.TOKENS), "attn_cp": (Channel.KV,)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,61 +37,93 @@ class RankGroups:
             communicator.close()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rendezvous:
+    """Where the ranks of a replica meet, and for how long each waits for the others.
+
+    `host_address` is this rank's own host, as peers reach it. `build_timeout_s` bounds the wait for peers that are slow
+    to start, `timeout_s` each collective after that.
+    """
+
+    store: Store
+    device: torch.device
+    host_address: str
+    build_timeout_s: float
+    timeout_s: float
+
+
 def build_groups(
     shape: ReplicaShape,
     *,
     global_rank: int,
     order: Sequence[tuple[int, ...]],
-    store: Store,
-    device_kind: str,
-    host_address: str,
-    build_timeout_s: float,
-    timeout_s: float,
+    rendezvous: Rendezvous,
     clock: CollectiveClock,
 ) -> RankGroups:
     """Blocking: builds the sets of ranks in `order`, as all their members do, and names them by axis.
 
-    `build_timeout_s` bounds the wait for peers that are slow to start, `timeout_s` each collective; `clock` adds up
-    the time in blocking collectives.
+    `clock` adds up the time in blocking collectives.
     """
-    built: dict[tuple[int, ...], Communicator] = {}
-    for ranks in order:
-        prefix = PrefixStore("-".join(map(str, ranks)), store)
-        index = ranks.index(global_rank)
-        timeout = timedelta(seconds=build_timeout_s)
-        if device_kind == "cuda":
-            make_group = partial(_nccl, prefix, size=len(ranks), index=index, timeout=timeout, timeout_s=timeout_s)
-            built[ranks] = NcclCommunicator(make_group, size=len(ranks), index=index)
-        else:
-            group = _gloo(prefix, size=len(ranks), index=index, timeout=timeout, host_address=host_address)
-            _set_timeout(group, timeout_s)
-            built[ranks] = GlooCommunicator(group, size=len(ranks), index=index, clock=clock)
-    by_axis = {}
+    axes_of: dict[tuple[int, ...], list[str]] = {}
     for axis in shape.axes:
-        ranks = shape.group_of(global_rank, axis).ranks
-        by_axis[axis] = built[ranks] if len(ranks) > 1 else LocalCommunicator()
+        axes_of.setdefault(shape.group_of(global_rank, axis).ranks, []).append(axis)
+    by_axis: dict[str, Communicator] = dict.fromkeys(shape.axes, LocalCommunicator())
+    for ranks in order:
+        builder = _Builder(ranks=ranks, index=ranks.index(global_rank), rendezvous=rendezvous)
+        axes = axes_of[ranks]
+        if rendezvous.device.type == "cuda":
+            channels = [channel for axis in axes for channel in _CHANNELS.get(axis, ())]
+            communicator: Communicator = builder.nccl(channels)
+        else:
+            communicator = builder.gloo(clock)
+        by_axis |= dict.fromkeys(axes, communicator)
     return RankGroups(by_axis=by_axis)
 
 
-def _gloo(store: Store, *, size: int, index: int, timeout: timedelta, host_address: str) -> Any:
-    gloo: Any = dist.ProcessGroupGloo
-    options = gloo._Options()
-    # Named by address: a host's own name may resolve to an interface that its peers cannot reach.
-    options._devices = [gloo.create_device(hostname=host_address)]
-    options._timeout = timeout
-    return gloo(store, index, size, options)
+@dataclass(frozen=True, kw_only=True)
+class _Builder:
+    """Makes the communicator of one set of ranks, for the rank at `index` of it."""
 
+    ranks: tuple[int, ...]
+    index: int
+    rendezvous: Rendezvous
 
-def _nccl(store: Store, name: str, *, size: int, index: int, timeout: timedelta, timeout_s: float) -> Any:
-    nccl: Any = dist.ProcessGroupNCCL
-    options = nccl.Options()
-    options._timeout = timeout
-    group = nccl(PrefixStore(name, store), index, size, options)
-    _set_timeout(group, timeout_s)
-    return group
+    def gloo(self, clock: CollectiveClock) -> GlooCommunicator:
+        """Connects to all others as it is made."""
+        gloo: Any = dist.ProcessGroupGloo
+        options = gloo._Options()
+        # Named by address: a host's own name may resolve to an interface that its peers cannot reach.
+        options._devices = [gloo.create_device(hostname=self.rendezvous.host_address)]
+        options._timeout = self._build_timeout
+        group = gloo(self._store, self.index, len(self.ranks), options)
+        self._bound(group)
+        return GlooCommunicator(group, size=len(self.ranks), index=self.index, clock=clock)
 
+    def nccl(self, channels: Sequence[Channel]) -> NcclCommunicator:
+        """Collective over its ranks: it is connected when this returns."""
+        collectives = self._nccl_group("collectives")
+        by_channel = {channel: self._nccl_group(channel.name) for channel in channels}
+        communicator = NcclCommunicator(collectives, channels=by_channel, size=len(self.ranks), index=self.index)
+        communicator.connect(self.rendezvous.device)
+        for group in (collectives, *by_channel.values()):
+            self._bound(group)
+        return communicator
 
-def _set_timeout(group: Any, timeout_s: float) -> None:
-    """Bounds each collective from now on; the method lost its underscore after torch 2.11."""
-    set_timeout = getattr(group, "set_timeout", None) or group._set_default_timeout
-    set_timeout(timedelta(seconds=timeout_s))
+    def _nccl_group(self, name: str) -> Any:
+        nccl: Any = dist.ProcessGroupNCCL
+        options = nccl.Options()
+        options._timeout = self._build_timeout
+        return nccl(PrefixStore(name, self._store), self.index, len(self.ranks), options)
+
+    @property
+    def _store(self) -> Store:
+        return PrefixStore("-".join(map(str, self.ranks)), self.rendezvous.store)
+
+    @property
+    def _build_timeout(self) -> timedelta:
+        return timedelta(seconds=self.rendezvous.build_timeout_s)
+
+    def _bound(self, group: Any) -> None:
+        """Bounds each collective from now on; the method lost its underscore after torch 2.11."""
+        set_timeout = getattr(group, "set_timeout", None) or group._set_default_timeout
+        set_timeout(timedelta(seconds=self.rendezvous.timeout_s))

@@ -10,7 +10,7 @@ from torch._C._distributed_c10d import PrefixStore
 from attention.select import create_backend
 from parallel.checkpoint import fingerprint, resolve_model
 from parallel.communicator import CollectiveClock
-from parallel.groups import build_groups
+from parallel.groups import Rendezvous, build_groups
 from parallel.handoff import cache_layout
 from parallel.models.description import ModelDescription
 from parallel.models.registry import describe_checkpoint
@@ -101,12 +101,14 @@ class RankRuntime:
             self._shape,
             global_rank=given.global_rank,
             order=[tuple(group.ranks) for group in given.groups],
-            store=PrefixStore("groups", store),
-            device_kind=self._assignment.device_kind,
-            host_address=self._assignment.host_address,
-            build_timeout_s=self._assignment.start_timeout_s,
-            # The leader's step deadline comes first: it knows which ranks are silent, a collective does not.
-            timeout_s=2 * self._settings.step_timeout_s,
+            rendezvous=Rendezvous(
+                store=PrefixStore("groups", store),
+                device=self._device,
+                host_address=self._assignment.host_address,
+                build_timeout_s=self._assignment.start_timeout_s,
+                # The leader's step deadline comes first: it knows which ranks are silent, a collective does not.
+                timeout_s=2 * self._settings.step_timeout_s,
+            ),
             clock=self._clock,
         )
 

@@ -15,7 +15,7 @@ from torch._C._distributed_c10d import HashStore
 
 from attention.interface import AttentionBackend, AttentionSpec
 from parallel.communicator import CollectiveClock
-from parallel.groups import build_groups
+from parallel.groups import Rendezvous, build_groups
 from parallel.models.registry import describe_checkpoint
 from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
@@ -52,11 +52,13 @@ class LocalReplica:
                 self._shape,
                 global_rank=rank,
                 order=self._shape.creation_order_of(rank),
-                store=self._store,
-                device_kind="cpu",
-                host_address="127.0.0.1",
-                build_timeout_s=30,
-                timeout_s=30,
+                rendezvous=Rendezvous(
+                    store=self._store,
+                    device=torch.device("cpu"),
+                    host_address="127.0.0.1",
+                    build_timeout_s=30,
+                    timeout_s=30,
+                ),
                 clock=clock,
             )
             memory = allocate_kv(

@@ -9,7 +9,7 @@ import torch
 from torch._C._distributed_c10d import HashStore
 
 from parallel.communicator import Channel, CollectiveClock, PeerLostError
-from parallel.groups import RankGroups, build_groups
+from parallel.groups import RankGroups, Rendezvous, build_groups
 from parallel.rows import gather_rows, reduce_scatter_rows
 from parallel.shape import AttentionSizes, ReplicaShape
 
@@ -24,11 +24,13 @@ def on_ranks(world: int, work: Callable[[RankGroups, int], Any], *, timeout_s: f
             shape,
             global_rank=rank,
             order=shape.creation_order_of(rank),
-            store=store,
-            device_kind="cpu",
-            host_address="127.0.0.1",
-            build_timeout_s=20,
-            timeout_s=timeout_s,
+            rendezvous=Rendezvous(
+                store=store,
+                device=torch.device("cpu"),
+                host_address="127.0.0.1",
+                build_timeout_s=20,
+                timeout_s=timeout_s,
+            ),
             clock=CollectiveClock(),
         )
         return work(groups, rank)
