@@ -18,6 +18,7 @@ from benchmarks.pools import DENSE, cpu_share, greedy, interleaved, pool
 from benchmarks.report import Report
 from parallel.models.registry import describe_checkpoint
 from parallel.settings import EngineSettings
+from parallel.shape import AttentionSizes, ReplicaShape
 from parallel.sharding import stage_layers
 
 DECODE_PROMPT = 16
@@ -25,10 +26,11 @@ DECODE_PROMPT = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A number of stages and the new tokens of a step."""
+    """A number of stages, the new tokens of a step, and the pool: one of `prefill` has a decode rank beside it."""
 
     pp: int
     chunk_tokens: int
+    pool: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,17 +79,17 @@ def rows(*, prompt_tokens: int, chunk_tokens: int, new_tokens: int, batches: Seq
     for size in (prompt_tokens, chunk_tokens):
         steps = -(-prompt_tokens // size)
         how = f"{steps} chunks, overlap" if steps > 1 else "1 chunk, no overlap"
-        found += _pair(prefill, chunk_tokens=size, how=how, steps=steps)
+        found += _pair(prefill, chunk_tokens=size, pool="prefill", how=how, steps=steps)
     for batch in batches:
         work = Work(name=f"decode of {batch}", prompt_tokens=DECODE_PROMPT, new_tokens=new_tokens, batch=batch)
         half = batch // 2 if batch // 2 in batches else 0
         how = "no overlap" if batch == 1 else "overlap"
-        found += _pair(work, chunk_tokens=chunk_tokens, how=how, half=half)
+        found += _pair(work, chunk_tokens=chunk_tokens, pool="unified", how=how, half=half)
     return found
 
 
-def _pair(work: Work, *, chunk_tokens: int, how: str, steps: int = 1, half: int = 0) -> list[Row]:
-    one, two = (Layout(pp=pp, chunk_tokens=chunk_tokens) for pp in (1, 2))
+def _pair(work: Work, *, chunk_tokens: int, pool: str, how: str, steps: int = 1, half: int = 0) -> list[Row]:
+    one, two = (Layout(pp=pp, chunk_tokens=chunk_tokens, pool=pool) for pp in (1, 2))
     label = f"pp 1, {how.split(', ', maxsplit=1)[0]}" if "chunk" in how else "pp 1"
     base = work, one
     return [
@@ -102,23 +104,25 @@ def running(layouts: Sequence[Layout]) -> Iterator[dict[Layout, LivePools]]:
     with ExitStack() as stack:
         found = {}
         for layout in layouts:
-            bench = stack.enter_context(running_bench(num_devices=layout.pp, model=str(DENSE)))
+            bench = stack.enter_context(running_bench(num_devices=layout.pp + 1, model=str(DENSE)))
             engine = EngineSettings(
                 prefix_cache=False, max_batch_tokens=layout.chunk_tokens, kv_tokens=8192, step_timeout_s=600
             )
-            spec = pool("unified", engine, pp=layout.pp)
-            found[layout] = stack.enter_context(bench.pools([spec], model=str(DENSE)))
+            specs = [pool(layout.pool, engine, pp=layout.pp)]
+            if layout.pool == "prefill":
+                specs.append(pool("decode", engine))
+            found[layout] = stack.enter_context(bench.pools(specs, model=str(DENSE)))
         yield found
 
 
 def measure(pools: LivePools, work: Work, *, seed: int) -> Sample:
     """One batch at once: prefill until the last first token, decode from each sequence's first token on."""
-    before = pools.load("unified")
+    before = pools.load(pools.entry_pool)
     with cpu_share(pools.launcher_pid) as share:
         generations = pools.generate(
             [greedy(work.prompt_tokens, seed=seed + index, new_tokens=work.new_tokens) for index in range(work.batch)]
         )
-    after = pools.load("unified")
+    after = pools.load(pools.entry_pool)
     clocks = [generation.clock for generation in generations]
     if work.new_tokens == 1:
         rate = work.batch * work.prompt_tokens / max(clock.first_token_s for clock in clocks)
@@ -197,12 +201,11 @@ def report(found: Sequence[Row], samples: Samples, *, new_tokens: int, runs: int
             f"{median(samples, key, of='collective'):.0%}",
             f"{median(samples, key, of='waited'):.0%}",
         )
-    layers = [len(stage_layers(describe_checkpoint(DENSE), pp=2, pp_rank=rank)) for rank in range(2)]
+    decode, prompts = (_stage_sizes(draws_every_token=value) for value in (True, False))
     page.note(
-        f"the stages have {layers[0]} and {layers[1]} layers: even in the weights that a step of decode reads, the "
-        "output's on the last included. A prompt needs that once, so the first stage has "
-        f"{layers[0] / sum(layers):.0%} of its work and prefill on two stages cannot be more than "
-        f"{sum(layers) / max(layers):.2f} times as fast"
+        f"the stages of decode have {decode[0]} and {decode[1]} layers, even in the weights that a step reads, the "
+        f"output's on the last included; those of the prefill pool, where a prompt needs it once, {prompts[0]} and "
+        f"{prompts[1]}"
     )
     page.note("coll.: the share of the first stage's step time in which it waited for the other stage or for sends")
     page.note("waited: the share of time in which a rank could have run but other work had the cores")
@@ -219,6 +222,12 @@ def report(found: Sequence[Row], samples: Samples, *, new_tokens: int, runs: int
         axes.legend()
 
     page.publish(plot)
+
+
+def _stage_sizes(*, draws_every_token: bool) -> list[int]:
+    """Layers of each of two stages."""
+    shape = ReplicaShape(pp=2, attention=AttentionSizes(), experts=None, draws_every_token=draws_every_token)
+    return [len(stage_layers(describe_checkpoint(DENSE), shape=shape, pp_rank=rank)) for rank in range(2)]
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ class ElementRun:
 
 def cache_layout(description: ModelDescription, *, shape: ReplicaShape, page_size: int) -> CacheLayout:
     """The layout of a replica of `shape` that serves `description`."""
-    stages = [stage_layers(description, pp=shape.pp, pp_rank=rank) for rank in range(shape.pp)]
+    stages = [stage_layers(description, shape=shape, pp_rank=rank) for rank in range(shape.pp)]
     tp = shape.attention.tp
     heads = [kv_head_interval(description.num_kv_heads, tp=tp, tp_rank=rank) for rank in range(tp)]
     return CacheLayout(

@@ -65,11 +65,16 @@ class RankCoordinates:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaShape:
-    """`pp` stages of W ranks, seen through an attention mesh and, for a model with experts, an expert mesh."""
+    """`pp` stages of W ranks, seen through an attention mesh and, for a model with experts, an expert mesh.
+
+    `draws_every_token`: whether each token of a step is drawn from, as in decode, or, as where prompts are all, one of
+    many. It decides how much the output weighs when layers are dealt to stages.
+    """
 
     pp: int = 1
     attention: AttentionSizes
     experts: ExpertSizes | None
+    draws_every_token: bool = True
 
     def __post_init__(self) -> None:
         if self.pp < 1:

@@ -66,12 +66,13 @@ def kv_head_interval(num_kv_heads: int, *, tp: int, tp_rank: int) -> Interval:
     return Interval(start=head, end=head + 1, padded=1)
 
 
-def stage_layers(description: ModelDescription, *, pp: int, pp_rank: int) -> range:
+def stage_layers(description: ModelDescription, *, shape: ReplicaShape, pp_rank: int) -> range:
     """The layers of a stage: contiguous, at least one each, the costliest stage as cheap as it can be.
 
-    Costs are counted in weights read per token: a row of the embedding on the first stage, the output on the last.
+    Costs are counted in weights that a token meets: a row of the embedding on the first stage, the output on the last,
+    unless but few of a step's tokens are drawn from.
     """
-    bounds = _stage_bounds(description, pp=pp)
+    bounds = _stage_bounds(description, pp=shape.pp, draws_every_token=shape.draws_every_token)
     return range(bounds[pp_rank], bounds[pp_rank + 1])
 
 
@@ -85,7 +86,7 @@ def rank_slices(
     description: ModelDescription, *, shape: ReplicaShape, coordinates: RankCoordinates
 ) -> Iterator[TensorSlice]:
     """Every tensor slice that the rank at `coordinates` holds; no tensor of an expert that it does not own."""
-    layers = stage_layers(description, pp=shape.pp, pp_rank=coordinates.pp_rank)
+    layers = stage_layers(description, shape=shape, pp_rank=coordinates.pp_rank)
     held: frozenset[int] = frozenset()
     if shape.experts is not None and coordinates.moe_ep_rank is not None:
         held = frozenset(experts_of(description, shape.experts).held_by(coordinates.moe_ep_rank))
@@ -104,7 +105,7 @@ def kv_elements_per_token(
     description: ModelDescription, *, shape: ReplicaShape, coordinates: RankCoordinates
 ) -> dict[str, int]:
     """Elements that one token takes on this rank, over the stage's layers, by cache group."""
-    layers = stage_layers(description, pp=shape.pp, pp_rank=coordinates.pp_rank)
+    layers = stage_layers(description, shape=shape, pp_rank=coordinates.pp_rank)
     per_layer = kv_elements_per_layer(description, tp=shape.attention.tp)
     return {
         group.name: per_layer[group.name] * sum(layer in layers for layer in group.layers)
@@ -161,7 +162,7 @@ def _split_interval(
     return even_interval(size, parts=tp, index=tp_rank)
 
 
-def _stage_bounds(description: ModelDescription, *, pp: int) -> tuple[int, ...]:
+def _stage_bounds(description: ModelDescription, *, pp: int, draws_every_token: bool) -> tuple[int, ...]:
     """Where each stage begins, and the end."""
     num_layers = description.num_layers
     if pp > num_layers:
@@ -174,5 +175,6 @@ def _stage_bounds(description: ModelDescription, *, pp: int) -> tuple[int, ...]:
             # Of num_experts equal experts a token visits top_k.
             costs[spec.layer] += prod(spec.shape) * description.experts.top_k // description.experts.num_experts
     costs[0] += description.hidden_size  # of the embedding a token reads one row
-    costs[-1] += description.vocab_size * description.hidden_size
+    if draws_every_token:
+        costs[-1] += description.vocab_size * description.hidden_size
     return balanced_bounds(costs, parts=pp)

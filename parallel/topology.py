@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from parallel.placement import Demand, plan_runs
@@ -182,11 +182,12 @@ def _take(devices: list[int], *, host: str, count: int) -> list[Placement]:
 
 def _replicas(pool: PoolSpec, *, places: Sequence[Placement]) -> Iterator[ReplicaPlan]:
     world = pool.shape.world_size
+    shape = replace(pool.shape, draws_every_token=pool.name != "prefill")
     for index in range(pool.replicas):
         yield ReplicaPlan(
             pool=pool.name,
             index=index,
-            shape=pool.shape,
+            shape=shape,
             engine=pool.engine,
             placements=tuple(places[index * world : (index + 1) * world]),
         )

@@ -147,7 +147,7 @@ class StepTraffic:
 
     @property
     def _num_layers(self) -> int:
-        return len(stage_layers(self.description, pp=self.shape.pp, pp_rank=self.pp_rank))
+        return len(stage_layers(self.description, shape=self.shape, pp_rank=self.pp_rank))
 
     @property
     def _token_kv_bytes(self) -> int:

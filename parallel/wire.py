@@ -13,7 +13,13 @@ _COORDINATES = ("pp_rank", "attn_dp_rank", "attn_cp_rank", "attn_tp_rank", "moe_
 def sizes_to_wire(shape: ReplicaShape) -> control_pb2.Sizes:
     """A replica's sizes as a message."""
     attention, experts = shape.attention, shape.experts
-    sizes = control_pb2.Sizes(pp=shape.pp, dp=attention.dp, cp=attention.cp, tp=attention.tp)
+    sizes = control_pb2.Sizes(
+        pp=shape.pp,
+        dp=attention.dp,
+        cp=attention.cp,
+        tp=attention.tp,
+        draws_every_token=shape.draws_every_token,
+    )
     if experts is not None:
         sizes.experts.CopyFrom(
             control_pb2.ExpertSizes(
@@ -30,7 +36,7 @@ def shape_from_wire(sizes: control_pb2.Sizes) -> ReplicaShape:
         given = sizes.experts
         experts = ExpertSizes(moe_dp=given.moe_dp, ep=given.ep, moe_tp=given.moe_tp, placement=tuple(given.placement))
     attention = AttentionSizes(dp=sizes.dp, cp=sizes.cp, tp=sizes.tp)
-    return ReplicaShape(pp=sizes.pp, attention=attention, experts=experts)
+    return ReplicaShape(pp=sizes.pp, attention=attention, experts=experts, draws_every_token=sizes.draws_every_token)
 
 
 def settings_to_wire(settings: EngineSettings) -> control_pb2.Engine:

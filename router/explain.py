@@ -86,7 +86,7 @@ class _Life:
 
     def _holds(self) -> Iterator[Line]:
         model, mine, shape = self.description, self.coordinates, self.replica.shape
-        layers = stage_layers(model, pp=shape.pp, pp_rank=mine.pp_rank)
+        layers = stage_layers(model, shape=shape, pp_rank=mine.pp_rank)
         ends = [name for name, is_here in self._ends().items() if is_here]
         beside = f", and its part of the {' and the '.join(ends)}" if ends else ""
         yield (

@@ -38,7 +38,7 @@ def allocate_kv(
     device: torch.device,
 ) -> KvMemory:
     """Zeroed memory: a page's positions that nothing has written yet are read by padded kernels and must be finite."""
-    layers = stage_layers(description, pp=shape.pp, pp_rank=coordinates.pp_rank)
+    layers = stage_layers(description, shape=shape, pp_rank=coordinates.pp_rank)
     heads = kv_head_interval(description.num_kv_heads, tp=shape.attention.tp, tp_rank=coordinates.attn_tp_rank)
     sizes = (len(layers), settings.num_pages, 2, heads.padded, settings.page_size, description.head_dim)
     return KvMemory(region=torch.zeros(sizes, dtype=dtype, device=device), first_layer=layers.start)

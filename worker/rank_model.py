@@ -59,7 +59,7 @@ def build_model(
     parts = Parts(
         description, weights=weights, groups=groups, memory=memory, spec=spec, backend=backend, expert_share=share
     )
-    layers = stage_layers(description, pp=shape.pp, pp_rank=coordinates.pp_rank)
+    layers = stage_layers(description, shape=shape, pp_rank=coordinates.pp_rank)
     slot_tokens = SlotTokens(num_slots=settings.num_slots(dp=shape.attention.dp), groups=groups, device=device)
     ends = _StageEnds(parts, groups=groups, slot_tokens=slot_tokens, dtype=dtype, device=device)
     is_first, is_last = coordinates.pp_rank == 0, coordinates.pp_rank == shape.pp - 1

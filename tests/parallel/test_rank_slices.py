@@ -80,7 +80,7 @@ def test_a_bias_is_cut_as_the_rows_of_its_weight_and_counted() -> None:
             coordinates = shape.coordinates(rank)
             parts = {part.spec.name: part for part in rank_slices(BIASED, shape=shape, coordinates=coordinates)}
             biases = [name for name in parts if name.endswith(".bias")]
-            assert len(biases) == 3 * len(stage_layers(BIASED, pp=shape.pp, pp_rank=coordinates.pp_rank))
+            assert len(biases) == 3 * len(stage_layers(BIASED, shape=shape, pp_rank=coordinates.pp_rank))
             for name in biases:
                 weight = parts[name.replace(".bias", ".weight")]
                 assert parts[name].intervals == weight.intervals[:1]
@@ -110,7 +110,7 @@ def test_a_layers_tensors_are_on_its_stage_alone() -> None:
     for description, shape in CASES:
         for rank in range(shape.world_size):
             coordinates = shape.coordinates(rank)
-            layers = stage_layers(description, pp=shape.pp, pp_rank=coordinates.pp_rank)
+            layers = stage_layers(description, shape=shape, pp_rank=coordinates.pp_rank)
             for part in rank_slices(description, shape=shape, coordinates=coordinates):
                 assert part.spec.layer is None or part.spec.layer in layers
 
@@ -126,10 +126,16 @@ def test_embedding_and_output_are_on_the_outer_stages() -> None:
         assert parts == [{Part.LAYER, Part.EMBEDDING}, {Part.LAYER}, {Part.LAYER} | on_last]
 
 
-def test_the_output_makes_the_last_stage_shorter() -> None:
+def test_the_output_makes_the_last_stage_shorter_but_for_a_pool_of_prompts() -> None:
     description = describe(llama(num_hidden_layers=12, vocab_size=600))
-    sizes = [len(stage_layers(description, pp=3, pp_rank=index)) for index in range(3)]
-    assert sizes[0] >= sizes[1] > sizes[2] >= 1
+
+    def sizes(draws_every_token: bool) -> list[int]:
+        shape = ReplicaShape(pp=3, attention=AttentionSizes(), experts=None, draws_every_token=draws_every_token)
+        return [len(stage_layers(description, shape=shape, pp_rank=index)) for index in range(3)]
+
+    decode = sizes(True)
+    assert decode[0] >= decode[1] > decode[2] >= 1
+    assert sizes(False) == [4, 4, 4]
 
 
 @settings(max_examples=150, deadline=None)
@@ -170,6 +176,6 @@ def test_kv_per_token_counts_the_stages_layers_and_the_ranks_heads() -> None:
     shape = ReplicaShape(pp=2, attention=AttentionSizes(tp=8), experts=None)
     for rank in range(shape.world_size):
         coordinates = shape.coordinates(rank)
-        layers = len(stage_layers(DENSE, pp=2, pp_rank=coordinates.pp_rank))
+        layers = len(stage_layers(DENSE, shape=shape, pp_rank=coordinates.pp_rank))
         # 4 KV heads over 8 ranks: each holds one of them, K and V of 4 elements.
         assert kv_elements_per_token(DENSE, shape=shape, coordinates=coordinates) == {"full": layers * 2 * 4}

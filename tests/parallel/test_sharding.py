@@ -52,15 +52,20 @@ def test_the_slices_of_all_ranks_hold_every_element_equally_often(
         assert len(set(counts.values())) == 1
 
 
+def stages_of(pp: int, *, draws_every_token: bool = True) -> ReplicaShape:
+    return ReplicaShape(pp=pp, attention=AttentionSizes(), experts=None, draws_every_token=draws_every_token)
+
+
 @pytest.mark.parametrize("num_layers", range(1, 13))
 def test_stages_tile_the_layers_and_none_is_empty(num_layers: int) -> None:
     model = tiny_models.describe(tiny_models.llama(num_hidden_layers=num_layers))
     for pp in range(1, num_layers + 1):
-        stages = [stage_layers(model, pp=pp, pp_rank=rank) for rank in range(pp)]
-        assert [layer for stage in stages for layer in stage] == list(range(num_layers))
-        assert all(len(stage) for stage in stages)
+        for shape in (stages_of(pp), stages_of(pp, draws_every_token=False)):
+            stages = [stage_layers(model, shape=shape, pp_rank=rank) for rank in range(pp)]
+            assert [layer for stage in stages for layer in stage] == list(range(num_layers))
+            assert all(len(stage) for stage in stages)
     with pytest.raises(ValueError, match=f"pp {num_layers + 1} exceeds the model's {num_layers} layers"):
-        stage_layers(model, pp=num_layers + 1, pp_rank=0)
+        stage_layers(model, shape=stages_of(num_layers + 1), pp_rank=0)
 
 
 def test_kv_heads_are_replicated_over_neighbours_where_tp_exceeds_them() -> None:
