@@ -1,18 +1,16 @@
-"""Which part of the model a rank holds: layers over pp, heads and vocabulary over tp, experts over ep and moe_tp.
+"""How each dimension of a model is split over an axis: layers over pp, heads over tp, experts over ep. Pure.
 
-Pure functions of a description and a rank's place. A tensor that is split unevenly is zero-padded at its end: a slice
-names the rows that exist, `padded` the size that every rank of the axis computes with.
+What a rank holds of them all is in model_share.py. A dimension that is split unevenly is zero-padded at its end.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
 from parallel.expert_table import ExpertTable, expert_table
 from parallel.mesh import divisors
-from parallel.models.description import ModelDescription, Part, Split, TensorSpec
+from parallel.models.description import ModelDescription
 from parallel.partition import balanced_bounds
-from parallel.shape import ExpertSizes, RankCoordinates, ReplicaShape
+from parallel.shape import ExpertSizes, ReplicaShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,19 +25,6 @@ class Interval:
     def size(self) -> int:
         """Number of elements that exist."""
         return self.end - self.start
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorSlice:
-    """The part of a checkpoint tensor that one rank reads: an interval for each dimension."""
-
-    spec: TensorSpec
-    intervals: tuple[Interval, ...]
-
-    @property
-    def num_elements(self) -> int:
-        """Elements after padding: what the rank holds in memory."""
-        return prod(interval.padded for interval in self.intervals)
 
 
 def check_heads(description: ModelDescription, *, tp: int) -> None:
@@ -82,37 +67,6 @@ def experts_of(description: ModelDescription, sizes: ExpertSizes) -> ExpertTable
     return expert_table(num_experts=description.experts.num_experts, ep=sizes.ep, placement=sizes.placement)
 
 
-def rank_slices(
-    description: ModelDescription, *, shape: ReplicaShape, coordinates: RankCoordinates
-) -> Iterator[TensorSlice]:
-    """Every tensor slice that the rank at `coordinates` holds; no tensor of an expert that it does not own."""
-    layers = stage_layers(description, shape=shape, pp_rank=coordinates.pp_rank)
-    held: frozenset[int] = frozenset()
-    if shape.experts is not None and coordinates.moe_ep_rank is not None:
-        held = frozenset(experts_of(description, shape.experts).held_by(coordinates.moe_ep_rank))
-    for spec in description.tensors:
-        is_held = spec.expert is None or spec.expert in held
-        if is_held and _on_stage(spec, description, shape=shape, coordinates=coordinates, layers=layers):
-            intervals = [Interval(start=0, end=size, padded=size) for size in spec.shape]
-            for dim, split in spec.splits:
-                intervals[dim] = _split_interval(
-                    split, spec.shape[dim], description=description, shape=shape, coordinates=coordinates
-                )
-            yield TensorSlice(spec=spec, intervals=tuple(intervals))
-
-
-def kv_elements_per_token(
-    description: ModelDescription, *, shape: ReplicaShape, coordinates: RankCoordinates
-) -> dict[str, int]:
-    """Elements that one token takes on this rank, over the stage's layers, by cache group."""
-    layers = stage_layers(description, shape=shape, pp_rank=coordinates.pp_rank)
-    per_layer = kv_elements_per_layer(description, tp=shape.attention.tp)
-    return {
-        group.name: per_layer[group.name] * sum(layer in layers for layer in group.layers)
-        for group in description.cache_groups
-    }
-
-
 def kv_elements_per_layer(description: ModelDescription, *, tp: int) -> dict[str, int]:
     """Elements that one token takes in one layer on any rank of `tp`, by cache group: all hold equally many heads."""
     heads = kv_head_interval(description.num_kv_heads, tp=tp, tp_rank=0).size
@@ -124,42 +78,6 @@ def kv_elements_per_layer(description: ModelDescription, *, tp: int) -> dict[str
 
 def _kv_fits(num_kv_heads: int, *, tp: int) -> bool:
     return num_kv_heads % tp == 0 or tp % num_kv_heads == 0
-
-
-def _on_stage(
-    spec: TensorSpec,
-    description: ModelDescription,
-    *,
-    shape: ReplicaShape,
-    coordinates: RankCoordinates,
-    layers: range,
-) -> bool:
-    first, last = coordinates.pp_rank == 0, coordinates.pp_rank == shape.pp - 1
-    if spec.part is Part.EMBEDDING:
-        return first or (last and description.tied_embeddings)
-    if spec.part is Part.OUTPUT:
-        return last
-    assert spec.layer is not None
-    return spec.layer in layers
-
-
-def _split_interval(
-    split: Split,
-    size: int,
-    *,
-    description: ModelDescription,
-    shape: ReplicaShape,
-    coordinates: RankCoordinates,
-) -> Interval:
-    tp, tp_rank = shape.attention.tp, coordinates.attn_tp_rank
-    if split is Split.EXPERT_INTERMEDIATE:
-        assert shape.experts is not None and coordinates.moe_tp_rank is not None
-        return even_interval(size, parts=shape.experts.moe_tp, index=coordinates.moe_tp_rank)
-    if split is Split.KV_HEADS:
-        heads = kv_head_interval(description.num_kv_heads, tp=tp, tp_rank=tp_rank)
-        width = size // description.num_kv_heads
-        return Interval(start=heads.start * width, end=heads.end * width, padded=heads.padded * width)
-    return even_interval(size, parts=tp, index=tp_rank)
 
 
 def _stage_bounds(description: ModelDescription, *, pp: int, draws_every_token: bool) -> tuple[int, ...]:

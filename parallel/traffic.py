@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from parallel.handoff import cache_layout, plan_lanes
+from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
-from parallel.sharding import kv_elements_per_token, stage_layers
+from parallel.sharding import stage_layers
 
 #: Expert ids (int32) and weights (float32) that go with a row, log-sum-exps and logits (float32), token ids (int64).
 _CHOICE_BYTES = 8
@@ -153,7 +154,9 @@ class StepTraffic:
     def _token_kv_bytes(self) -> int:
         first = self.shape.attention_rank(pp_rank=self.pp_rank, dp=0)
         coordinates = self.shape.coordinates(first)
-        stored = kv_elements_per_token(self.description, shape=self.shape, coordinates=coordinates)
+        stored = ModelShare(
+            description=self.description, shape=self.shape, coordinates=coordinates
+        ).kv_elements_per_token()
         return self._element * sum(stored.values())
 
     @property

@@ -2,20 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from rich.filesize import decimal
 
+from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
 from parallel.peers import Peers, source_peers, target_peers
 from parallel.shape import RankCoordinates
-from parallel.sharding import (
-    even_interval,
-    experts_of,
-    kv_elements_per_token,
-    kv_head_interval,
-    rank_slices,
-    stage_layers,
-)
+from parallel.sharding import even_interval
 from parallel.topology import ReplicaPlan, Topology
 from parallel.traffic import StepTraffic
 
@@ -52,6 +47,10 @@ class _Life:
     replica: ReplicaPlan
     coordinates: RankCoordinates
 
+    @cached_property
+    def _share(self) -> ModelShare:
+        return ModelShare(description=self.description, shape=self.replica.shape, coordinates=self.coordinates)
+
     def lines(self) -> Iterator[Line]:
         yield from self._place()
         yield from self._holds()
@@ -86,16 +85,15 @@ class _Life:
 
     def _holds(self) -> Iterator[Line]:
         model, mine, shape = self.description, self.coordinates, self.replica.shape
-        layers = stage_layers(model, shape=shape, pp_rank=mine.pp_rank)
+        layers = self._share.layers
         ends = [name for name, is_here in self._ends().items() if is_here]
         beside = f", and its part of the {' and the '.join(ends)}" if ends else ""
         yield (
             "layers",
             f"{_span(layers.start, layers.stop)} of {model.num_layers} (stage {mine.pp_rank} of {shape.pp}){beside}",
         )
-        tp = shape.attention.tp
+        tp, keys = shape.attention.tp, self._share.kv_heads
         queries = even_interval(model.num_heads, parts=tp, index=mine.attn_tp_rank)
-        keys = kv_head_interval(model.num_kv_heads, tp=tp, tp_rank=mine.attn_tp_rank)
         copies = max(tp // model.num_kv_heads, 1)
         shared = f", which {copies} tp ranks hold alike" if copies > 1 else ""
         yield (
@@ -119,19 +117,16 @@ class _Life:
             yield "experts", "none: the model is dense"
             return
         assert mine.moe_tp_rank is not None
-        assert mine.moe_ep_rank is not None
-        own = experts_of(model, sizes).held_by(mine.moe_ep_rank)
+        own = self._share.experts
         width = even_interval(model.experts.intermediate_size, parts=sizes.moe_tp, index=mine.moe_tp_rank)
         part = "" if sizes.moe_tp == 1 else f", columns {_span(width.start, width.end)} of each one's width"
         block = "" if sizes.moe_dp == 1 else f", in block {mine.moe_dp_rank} of {sizes.moe_dp}"
         yield "experts", f"{_expert_list(own)} of {model.experts.num_experts} in each layer{part}{block}"
 
     def _bytes(self) -> Iterator[Line]:
-        engine, model, shape = self.replica.engine, self.description, self.replica.shape
-        slices = rank_slices(model, shape=shape, coordinates=self.coordinates)
-        weights = engine.dtype_bytes * sum(part.num_elements for part in slices)
-        stored = kv_elements_per_token(model, shape=shape, coordinates=self.coordinates)
-        token = engine.dtype_bytes * sum(stored.values())
+        engine = self.replica.engine
+        weights = engine.dtype_bytes * sum(part.num_elements for part in self._share.slices())
+        token = engine.dtype_bytes * sum(self._share.kv_elements_per_token().values())
         yield "weights", f"{decimal(weights)} in {engine.dtype}"
         yield (
             "KV",

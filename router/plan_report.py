@@ -11,10 +11,11 @@ from functools import cached_property
 from parallel.admission import longest_sequence
 from parallel.crossing import Crossing, find_crossings
 from parallel.exchange_memory import exchange_bytes
+from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings
 from parallel.shape import Group, RankCoordinates, ReplicaShape
-from parallel.sharding import experts_of, kv_elements_per_token, rank_slices
+from parallel.sharding import experts_of
 from parallel.topology import ReplicaPlan, Topology
 from parallel.traffic import busiest_traffic, handoff_bytes_per_token
 
@@ -163,10 +164,9 @@ def _rank_bytes(
     coordinates: RankCoordinates, *, shape: ReplicaShape, engine: EngineSettings, description: ModelDescription
 ) -> tuple[int, int]:
     """Bytes of weights and KV of the rank at `coordinates`."""
-    slices = rank_slices(description, shape=shape, coordinates=coordinates)
-    per_token = kv_elements_per_token(description, shape=shape, coordinates=coordinates)
-    weight_bytes = engine.dtype_bytes * sum(part.num_elements for part in slices)
-    return weight_bytes, engine.dtype_bytes * engine.kv_tokens * sum(per_token.values())
+    share = ModelShare(description=description, shape=shape, coordinates=coordinates)
+    weight_bytes = engine.dtype_bytes * sum(part.num_elements for part in share.slices())
+    return weight_bytes, engine.dtype_bytes * engine.kv_tokens * sum(share.kv_elements_per_token().values())
 
 
 def _traffic_rows(replica: ReplicaPlan, *, description: ModelDescription) -> Iterator[TrafficRow]:

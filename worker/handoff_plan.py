@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parallel.handoff import CacheLayout, Copy, Lane, PagePlace, byte_runs, cache_layout, plan_copies, plan_lanes
-from parallel.models.description import ModelDescription
-from parallel.shape import RankCoordinates
+from parallel.model_share import ModelShare
 from parallel.wire import shape_from_wire
 from proto import control_pb2
 from worker.step_rows import PlacedChunk
@@ -39,11 +38,10 @@ class LaneRuns:
 
 @dataclass(frozen=True, kw_only=True)
 class HandoffSource:
-    """One rank as a source: the model, its replica's layout, its place in it and where its KV lies."""
+    """One rank as a source: its share of the model, its replica's layout and where its KV lies."""
 
-    description: ModelDescription
+    share: ModelShare
     layout: CacheLayout
-    coordinates: RankCoordinates
     memory: SourceMemory
 
 
@@ -52,9 +50,11 @@ class HandoffPlanner:
 
     def __init__(self, source: HandoffSource, *, peer: control_pb2.Peer) -> None:
         self._source = source.layout
-        self._coordinates = source.coordinates
+        self._coordinates = source.share.coordinates
         self._memory = source.memory
-        self._target = cache_layout(source.description, shape=shape_from_wire(peer.sizes), page_size=peer.page_size)
+        self._target = cache_layout(
+            source.share.description, shape=shape_from_wire(peer.sizes), page_size=peer.page_size
+        )
         self.endpoints = [control_pb2.Endpoint.FromString(endpoint) for endpoint in peer.endpoints]
         self._lanes = [
             lane

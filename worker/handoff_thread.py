@@ -185,7 +185,7 @@ class HandoffThread:
         request_id, end_position = key
         self._report(
             step_pb2.WritesDone(
-                global_rank=self._source.coordinates.global_rank,
+                global_rank=self._source.share.coordinates.global_rank,
                 request_id=request_id,
                 end_position=end_position,
                 bytes=order.num_bytes,

@@ -4,10 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from parallel.models.description import ModelDescription
+from parallel.model_share import ModelShare
 from parallel.settings import EngineSettings
-from parallel.shape import RankCoordinates, ReplicaShape
-from parallel.sharding import kv_head_interval, stage_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +26,14 @@ class KvMemory:
         return int(self.region.shape[3])
 
 
-def allocate_kv(
-    description: ModelDescription,
-    *,
-    shape: ReplicaShape,
-    coordinates: RankCoordinates,
-    settings: EngineSettings,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> KvMemory:
+def allocate_kv(share: ModelShare, *, settings: EngineSettings, dtype: torch.dtype, device: torch.device) -> KvMemory:
     """Zeroed memory: a page's positions that nothing has written yet are read by padded kernels and must be finite."""
-    layers = stage_layers(description, shape=shape, pp_rank=coordinates.pp_rank)
-    heads = kv_head_interval(description.num_kv_heads, tp=shape.attention.tp, tp_rank=coordinates.attn_tp_rank)
-    sizes = (len(layers), settings.num_pages, 2, heads.padded, settings.page_size, description.head_dim)
-    return KvMemory(region=torch.zeros(sizes, dtype=dtype, device=device), first_layer=layers.start)
+    sizes = (
+        len(share.layers),
+        settings.num_pages,
+        2,
+        share.kv_heads.padded,
+        settings.page_size,
+        share.description.head_dim,
+    )
+    return KvMemory(region=torch.zeros(sizes, dtype=dtype, device=device), first_layer=share.layers.start)

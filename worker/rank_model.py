@@ -9,10 +9,8 @@ from attention.exchange_choice import ExchangePolicy, Strategy
 from attention.interface import AttentionBackend, AttentionSpec
 from parallel.groups import RankGroups
 from parallel.link import LINKS
-from parallel.models.description import ModelDescription
+from parallel.model_share import ModelShare
 from parallel.settings import EngineSettings
-from parallel.shape import RankCoordinates, ReplicaShape
-from parallel.sharding import rank_slices, stage_layers
 from worker.blocks.expert_share import expert_share
 from worker.blocks.parts import Parts, attention_spec
 from worker.blocks.rope import RotaryEmbedding
@@ -29,10 +27,8 @@ _EMBEDDING = "model.embed_tokens.weight"
 
 def build_model(
     folder: Path,
-    description: ModelDescription,
+    rank_share: ModelShare,
     *,
-    shape: ReplicaShape,
-    coordinates: RankCoordinates,
     settings: EngineSettings,
     groups: RankGroups,
     memory: KvMemory,
@@ -41,10 +37,9 @@ def build_model(
 ) -> RankModel:
     """Blocking: reads this rank's slices of the checkpoint in `folder` and packs them."""
     dtype, device = memory.region.dtype, memory.region.device
-    slices = rank_slices(description, shape=shape, coordinates=coordinates)
-    weights = load_weights(folder, slices, dtype=dtype, device=device, progress=progress)
-    num_heads = description.num_heads // shape.attention.tp
-    spec = attention_spec(description, memory=memory, num_heads=num_heads, page_size=settings.page_size)
+    description, shape, coordinates = rank_share.description, rank_share.shape, rank_share.coordinates
+    weights = load_weights(folder, rank_share.slices(), dtype=dtype, device=device, progress=progress)
+    spec = attention_spec(description, memory=memory, num_heads=rank_share.num_heads, page_size=settings.page_size)
     backend = make_backend(spec)
     share = None
     if shape.experts is not None and coordinates.moe_ep_rank is not None:
@@ -59,13 +54,12 @@ def build_model(
     parts = Parts(
         description, weights=weights, groups=groups, memory=memory, spec=spec, backend=backend, expert_share=share
     )
-    layers = stage_layers(description, shape=shape, pp_rank=coordinates.pp_rank)
     slot_tokens = SlotTokens(num_slots=settings.num_slots(dp=shape.attention.dp), groups=groups, device=device)
     ends = _StageEnds(parts, groups=groups, slot_tokens=slot_tokens, dtype=dtype, device=device)
     is_first, is_last = coordinates.pp_rank == 0, coordinates.pp_rank == shape.pp - 1
     model = RankModel(
         input=ends.input(is_first=is_first, is_last=is_last),
-        decoder=Decoder(layers=[build_layer(parts, layer=layer) for layer in layers]),
+        decoder=Decoder(layers=[build_layer(parts, layer=layer) for layer in rank_share.layers]),
         output=ends.output(is_last=is_last),
         slot_tokens=slot_tokens,
         backend=backend,

@@ -12,7 +12,7 @@ from parallel.checkpoint import fingerprint, resolve_model
 from parallel.communicator import CollectiveClock
 from parallel.groups import Rendezvous, build_groups
 from parallel.handoff import cache_layout
-from parallel.models.description import ModelDescription
+from parallel.model_share import ModelShare
 from parallel.models.registry import describe_checkpoint
 from parallel.wire import check_assignment, settings_from_wire, shape_from_wire
 from proto import control_pb2, step_pb2
@@ -113,19 +113,13 @@ class RankRuntime:
         )
 
     def _build_model(self) -> None:
-        shape, settings, coordinates = self._shape, self._settings, self._coordinates
-        folder = resolve_model(self._assignment.model)
-        description = describe_checkpoint(folder)
-        dtype = resolve_dtype(settings.dtype)
+        settings, folder = self._settings, resolve_model(self._assignment.model)
+        share = ModelShare(description=describe_checkpoint(folder), shape=self._shape, coordinates=self._coordinates)
         kernel = settings.attention_kernel
-        memory = allocate_kv(
-            description, shape=shape, coordinates=coordinates, settings=settings, dtype=dtype, device=self._device
-        )
+        memory = allocate_kv(share, settings=settings, dtype=resolve_dtype(settings.dtype), device=self._device)
         model = build_model(
             folder,
-            description,
-            shape=shape,
-            coordinates=coordinates,
+            share,
             settings=settings,
             groups=self._groups,
             memory=memory,
@@ -133,21 +127,21 @@ class RankRuntime:
             progress=lambda fraction: self._progress("weights", fraction),
         )
         self._memory = memory
-        self._handoff = None if self._assignment.pool == "unified" else self._build_handoff(description, memory)
+        self._handoff = None if self._assignment.pool == "unified" else self._build_handoff(share, memory)
         self._runner = ModelRunner(
             model,
             tables=SequenceTables(
-                shape=shape,
-                coordinates=coordinates,
+                shape=self._shape,
+                coordinates=self._coordinates,
                 settings=settings,
             ),
-            global_rank=coordinates.global_rank,
+            global_rank=self._coordinates.global_rank,
             cp=self._groups["attn_cp"],
             clock=self._clock,
             hand_off=self._hand_off(),
         )
 
-    def _build_handoff(self, description: ModelDescription, memory: KvMemory) -> HandoffThread:
+    def _build_handoff(self, share: ModelShare, memory: KvMemory) -> HandoffThread:
         region = MemoryRegion(
             address=memory.region.data_ptr(),
             num_bytes=memory.region.nbytes,
@@ -159,14 +153,13 @@ class RankRuntime:
         return HandoffThread(
             transport,
             source=HandoffSource(
-                description=description,
-                layout=cache_layout(description, shape=self._shape, page_size=self._settings.page_size),
-                coordinates=self._coordinates,
+                share=share,
+                layout=cache_layout(share.description, shape=self._shape, page_size=self._settings.page_size),
                 memory=SourceMemory(
                     base_address=region.address,
                     layer_bytes=region.layer_bytes,
                     element_bytes=memory.region.element_size(),
-                    token_elements=description.head_dim,
+                    token_elements=share.description.head_dim,
                 ),
             ),
             receives=self._assignment.pool == "decode",

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 from parallel.checkpoint import weight_files
-from parallel.sharding import TensorSlice
+from parallel.model_share import TensorSlice
 
 
 class Weights:

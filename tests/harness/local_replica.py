@@ -16,6 +16,7 @@ from torch._C._distributed_c10d import HashStore
 from attention.interface import AttentionBackend, AttentionSpec
 from parallel.communicator import CollectiveClock
 from parallel.groups import Rendezvous, build_groups
+from parallel.model_share import ModelShare
 from parallel.models.registry import describe_checkpoint
 from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
@@ -61,19 +62,11 @@ class LocalReplica:
                 ),
                 clock=clock,
             )
-            memory = allocate_kv(
-                description,
-                shape=self._shape,
-                coordinates=coordinates,
-                settings=settings,
-                dtype=torch.float32,
-                device=torch.device("cpu"),
-            )
+            share = ModelShare(description=description, shape=self._shape, coordinates=coordinates)
+            memory = allocate_kv(share, settings=settings, dtype=torch.float32, device=torch.device("cpu"))
             model = build_model(
                 folder,
-                description,
-                shape=self._shape,
-                coordinates=coordinates,
+                share,
                 settings=settings,
                 groups=groups,
                 memory=memory,

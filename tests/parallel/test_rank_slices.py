@@ -8,17 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel.mesh import divisors
+from parallel.model_share import ModelShare, TensorSlice
 from parallel.models.description import ModelDescription, Part
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
-from parallel.sharding import (
-    TensorSlice,
-    even_interval,
-    experts_of,
-    kv_elements_per_token,
-    kv_head_interval,
-    rank_slices,
-    stage_layers,
-)
+from parallel.sharding import even_interval, experts_of, kv_head_interval, stage_layers
 from tests.tiny_models import describe, llama, mixtral, qwen2, qwen3, qwen3_moe
 
 # Uneven on purpose: 50 words and a width of 20 are not divisible by 8, 3 KV heads meet 9 query heads.
@@ -61,7 +54,7 @@ def slices_by_tensor(description: ModelDescription, shape: ReplicaShape) -> dict
     """Every slice of every rank, by the tensor's name."""
     found: dict[str, list[TensorSlice]] = {spec.name: [] for spec in description.tensors}
     for rank in range(shape.world_size):
-        for part in rank_slices(description, shape=shape, coordinates=shape.coordinates(rank)):
+        for part in ModelShare(description=description, shape=shape, coordinates=shape.coordinates(rank)).slices():
             found[part.spec.name].append(part)
     return found
 
@@ -78,7 +71,10 @@ def test_a_bias_is_cut_as_the_rows_of_its_weight_and_counted() -> None:
     for shape in dense_shapes():
         for rank in range(shape.world_size):
             coordinates = shape.coordinates(rank)
-            parts = {part.spec.name: part for part in rank_slices(BIASED, shape=shape, coordinates=coordinates)}
+            parts = {
+                part.spec.name: part
+                for part in ModelShare(description=BIASED, shape=shape, coordinates=coordinates).slices()
+            }
             biases = [name for name in parts if name.endswith(".bias")]
             assert len(biases) == 3 * len(stage_layers(BIASED, shape=shape, pp_rank=coordinates.pp_rank))
             for name in biases:
@@ -92,7 +88,7 @@ def test_an_expert_is_owned_once_in_each_moe_dp_block_and_read_by_no_other() -> 
         assert shape.experts is not None
         for rank in range(shape.world_size):
             coordinates = shape.coordinates(rank)
-            for part in rank_slices(MOE, shape=shape, coordinates=coordinates):
+            for part in ModelShare(description=MOE, shape=shape, coordinates=coordinates).slices():
                 if part.spec.expert is not None:
                     table = experts_of(MOE, shape.experts)
                     owner = table.slots_of[part.spec.expert][0] // table.slots_per_rank
@@ -111,7 +107,7 @@ def test_a_layers_tensors_are_on_its_stage_alone() -> None:
         for rank in range(shape.world_size):
             coordinates = shape.coordinates(rank)
             layers = stage_layers(description, shape=shape, pp_rank=coordinates.pp_rank)
-            for part in rank_slices(description, shape=shape, coordinates=coordinates):
+            for part in ModelShare(description=description, shape=shape, coordinates=coordinates).slices():
                 assert part.spec.layer is None or part.spec.layer in layers
 
 
@@ -120,7 +116,12 @@ def test_embedding_and_output_are_on_the_outer_stages() -> None:
     for description, on_last in ((MOE, {Part.OUTPUT}), (TIED, {Part.OUTPUT, Part.EMBEDDING})):
         shape = ReplicaShape(pp=3, attention=attention, experts=ExpertSizes())
         parts = [
-            {part.spec.part for part in rank_slices(description, shape=shape, coordinates=shape.coordinates(rank))}
+            {
+                part.spec.part
+                for part in ModelShare(
+                    description=description, shape=shape, coordinates=shape.coordinates(rank)
+                ).slices()
+            }
             for rank in range(3)
         ]
         assert parts == [{Part.LAYER, Part.EMBEDDING}, {Part.LAYER}, {Part.LAYER} | on_last]
@@ -178,4 +179,6 @@ def test_kv_per_token_counts_the_stages_layers_and_the_ranks_heads() -> None:
         coordinates = shape.coordinates(rank)
         layers = len(stage_layers(DENSE, shape=shape, pp_rank=coordinates.pp_rank))
         # 4 KV heads over 8 ranks: each holds one of them, K and V of 4 elements.
-        assert kv_elements_per_token(DENSE, shape=shape, coordinates=coordinates) == {"full": layers * 2 * 4}
+        assert ModelShare(description=DENSE, shape=shape, coordinates=coordinates).kv_elements_per_token() == {
+            "full": layers * 2 * 4
+        }

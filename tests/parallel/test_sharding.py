@@ -5,9 +5,10 @@ from collections import Counter
 
 import pytest
 
+from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
-from parallel.sharding import check_heads, experts_of, kv_head_interval, rank_slices, stage_layers
+from parallel.sharding import check_heads, experts_of, kv_head_interval, stage_layers
 from tests import tiny_models
 
 LAYOUTS = [
@@ -36,7 +37,7 @@ def test_the_slices_of_all_ranks_hold_every_element_equally_often(
     )
     seen: dict[str, Counter[tuple[int, ...]]] = {}
     for rank in range(shape.world_size):
-        for part in rank_slices(model, shape=shape, coordinates=shape.coordinates(rank)):
+        for part in ModelShare(description=model, shape=shape, coordinates=shape.coordinates(rank)).slices():
             starts_and_ends = [(interval.start, interval.end) for interval in part.intervals]
             assert all(interval.size <= interval.padded for interval in part.intervals)
             elements = itertools.product(*(range(start, end) for start, end in starts_and_ends))

@@ -4,10 +4,10 @@ import io
 
 from rich.console import Console
 
+from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
-from parallel.sharding import rank_slices
 from parallel.topology import HostSpec, PoolSpec, Topology, plan_topology
 from router.plan_report import plan_report
 from router.plan_table import render
@@ -27,7 +27,7 @@ def topology(shape: ReplicaShape, *, replicas: int = 1, dtype: str = "float32") 
 
 
 def weight_bytes(description: ModelDescription, shape: ReplicaShape, *, rank: int) -> int:
-    slices = rank_slices(description, shape=shape, coordinates=shape.coordinates(rank))
+    slices = ModelShare(description=description, shape=shape, coordinates=shape.coordinates(rank)).slices()
     return sum(part.num_elements for part in slices) * 4
 
 

@@ -8,6 +8,7 @@ import queue
 import numpy as np
 
 from parallel.handoff import PagePlace, cache_layout
+from parallel.model_share import ModelShare
 from parallel.page_table import PageTable
 from parallel.shape import AttentionSizes, ReplicaShape
 from parallel.wire import sizes_to_wire
@@ -80,9 +81,8 @@ class Side:
         self.thread = HandoffThread(
             self.transport,
             source=HandoffSource(
-                description=MODEL,
+                share=ModelShare(description=MODEL, shape=SHAPE, coordinates=SHAPE.coordinates(0)),
                 layout=cache_layout(MODEL, shape=SHAPE, page_size=PAGE),
-                coordinates=SHAPE.coordinates(0),
                 memory=SourceMemory(
                     base_address=self.kv.ctypes.data,
                     layer_bytes=self.kv[0].nbytes,

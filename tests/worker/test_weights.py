@@ -6,15 +6,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from parallel.model_share import ModelShare
 from parallel.models.registry import describe_checkpoint
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
-from parallel.sharding import rank_slices
 from tests.harness.checkpoints import Oracle
 from worker.weights import Weights, load_weights
 
 
 def load(folder: Path, shape: ReplicaShape, rank: int) -> Weights:
-    slices = rank_slices(describe_checkpoint(folder), shape=shape, coordinates=shape.coordinates(rank))
+    slices = ModelShare(
+        description=describe_checkpoint(folder), shape=shape, coordinates=shape.coordinates(rank)
+    ).slices()
     return load_weights(folder, slices, dtype=torch.float32, device=torch.device("cpu"), progress=lambda fraction: None)
 
 

@@ -1,0 +1,102 @@
+"""The part of a model that one rank holds: slices of tensors, layers, heads, KV. Pure: no weight is read.
+
+A slice names the rows that exist, `padded` the size that every rank of the axis computes with.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from parallel.models.description import ModelDescription, Part, Split, TensorSpec
+from parallel.shape import RankCoordinates, ReplicaShape
+from parallel.sharding import (
+    Interval,
+    even_interval,
+    experts_of,
+    kv_elements_per_layer,
+    kv_head_interval,
+    stage_layers,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSlice:
+    """The part of a checkpoint tensor that one rank reads: an interval for each dimension."""
+
+    spec: TensorSpec
+    intervals: tuple[Interval, ...]
+
+    @property
+    def num_elements(self) -> int:
+        """Elements after padding: what the rank holds in memory."""
+        return prod(interval.padded for interval in self.intervals)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShare:
+    """What the rank at `coordinates` of a replica of `shape` holds of the model."""
+
+    description: ModelDescription
+    shape: ReplicaShape
+    coordinates: RankCoordinates
+
+    @cached_property
+    def layers(self) -> range:
+        """Those of its stage."""
+        return stage_layers(self.description, shape=self.shape, pp_rank=self.coordinates.pp_rank)
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads."""
+        return self.description.num_heads // self.shape.attention.tp
+
+    @property
+    def kv_heads(self) -> Interval:
+        """KV heads; neighbouring tp ranks may hold one alike."""
+        tp, tp_rank = self.shape.attention.tp, self.coordinates.attn_tp_rank
+        return kv_head_interval(self.description.num_kv_heads, tp=tp, tp_rank=tp_rank)
+
+    @cached_property
+    def experts(self) -> tuple[int, ...]:
+        """The expert of each of its slots; none for a dense model."""
+        if self.shape.experts is None or self.coordinates.moe_ep_rank is None:
+            return ()
+        return experts_of(self.description, self.shape.experts).held_by(self.coordinates.moe_ep_rank)
+
+    def slices(self) -> Iterator[TensorSlice]:
+        """Every tensor slice; no tensor of an expert that it does not hold."""
+        held = frozenset(self.experts)
+        for spec in self.description.tensors:
+            if (spec.expert is None or spec.expert in held) and self._is_on_stage(spec):
+                intervals = [Interval(start=0, end=size, padded=size) for size in spec.shape]
+                for dim, split in spec.splits:
+                    intervals[dim] = self._interval(split, spec.shape[dim])
+                yield TensorSlice(spec=spec, intervals=tuple(intervals))
+
+    def kv_elements_per_token(self) -> dict[str, int]:
+        """Elements that one token takes on this rank, over the stage's layers, by cache group."""
+        per_layer = kv_elements_per_layer(self.description, tp=self.shape.attention.tp)
+        return {
+            group.name: per_layer[group.name] * sum(layer in self.layers for layer in group.layers)
+            for group in self.description.cache_groups
+        }
+
+    def _is_on_stage(self, spec: TensorSpec) -> bool:
+        pp_rank = self.coordinates.pp_rank
+        first, last = pp_rank == 0, pp_rank == self.shape.pp - 1
+        if spec.part is Part.EMBEDDING:
+            return first or (last and self.description.tied_embeddings)
+        if spec.part is Part.OUTPUT:
+            return last
+        assert spec.layer is not None
+        return spec.layer in self.layers
+
+    def _interval(self, split: Split, size: int) -> Interval:
+        if split is Split.EXPERT_INTERMEDIATE:
+            assert self.shape.experts is not None and self.coordinates.moe_tp_rank is not None
+            return even_interval(size, parts=self.shape.experts.moe_tp, index=self.coordinates.moe_tp_rank)
+        if split is Split.KV_HEADS:
+            heads, width = self.kv_heads, size // self.description.num_kv_heads
+            return Interval(start=heads.start * width, end=heads.end * width, padded=heads.padded * width)
+        return even_interval(size, parts=self.shape.attention.tp, index=self.coordinates.attn_tp_rank)
