@@ -1,12 +1,12 @@
 """From a computed chunk to the writes that this rank has to make for its hand-off."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from parallel.handoff import CacheLayout, Copy, Lane, PagePlace, byte_runs, cache_layout, plan_copies, plan_lanes
+from parallel.handoff import CacheLayout, Copy, Lane, byte_runs, cache_layout, plan_copies, plan_lanes
 from parallel.model_share import ModelShare
 from parallel.wire import shape_from_wire
 from proto import control_pb2
@@ -66,27 +66,28 @@ class HandoffPlanner:
         """The runs of the positions of `item`, a chunk whose sequence has a target: the same in all layers."""
         target = item.sequence.target
         assert target is not None
-        copies = [
-            copy
-            for copy in plan_copies(
-                source_table=item.sequence.table.places,
-                source_page_size=self._source.page_size,
-                target_table=[PagePlace(coordinate=page.coordinate, page=page.page) for page in target.pages],
-                target_page_size=self._target.page_size,
-                positions=(item.handoff_start, item.end),
-            )
-            if copy.source.coordinate == self._coordinates.attn_cp_rank
-        ]
+        if not self._lanes:
+            return []  # another tp rank holds the same heads and sends them
+        by_coordinate: dict[int, list[Copy]] = {}
+        for copy in plan_copies(
+            source_table=item.sequence.table.places,
+            source_page_size=self._source.page_size,
+            target_table=item.sequence.target_places,
+            target_page_size=self._target.page_size,
+            positions=(item.handoff_start, item.end),
+        ):
+            if copy.source.coordinate == self._coordinates.attn_cp_rank:
+                by_coordinate.setdefault(copy.target.coordinate, []).append(copy)
         return [
             LaneRuns(
                 lane=lane,
                 target_rank=self._target.shape.attention_rank(
                     pp_rank=lane.target_pp, dp=target.dp, cp=coordinate, tp=lane.target_tp
                 ),
-                elements=self._elements(copies, lane=lane, coordinate=coordinate),
+                elements=elements,
             )
-            for lane in self._lanes
-            for coordinate in sorted({copy.target.coordinate for copy in copies})
+            for coordinate, copies in sorted(by_coordinate.items())
+            for lane, elements in self._elements(copies)
         ]
 
     def runs(self, planned: LaneRuns, *, layers: range) -> WriteRuns:
@@ -104,11 +105,19 @@ class HandoffPlanner:
         out[:, :, 2] = elements[None, :, 2]
         return out.reshape(-1, 3)
 
-    def _elements(self, copies: Sequence[Copy], *, lane: Lane, coordinate: int) -> npt.NDArray[np.int64]:
+    def _elements(self, copies: Sequence[Copy]) -> Iterator[tuple[Lane, npt.NDArray[np.int64]]]:
+        """The runs of `copies` in each lane. Lanes that differ in their layers alone share one list."""
+        by_heads: dict[tuple[int, tuple[int, int]], npt.NDArray[np.int64]] = {}
+        for lane in self._lanes:
+            key = (lane.target_tp, lane.heads)
+            if key not in by_heads:
+                by_heads[key] = self._runs_of(copies, lane=lane)
+            yield lane, by_heads[key]
+
+    def _runs_of(self, copies: Sequence[Copy], *, lane: Lane) -> npt.NDArray[np.int64]:
         runs = [
             (run.source_start, run.target_start, run.size)
             for copy in copies
-            if copy.target.coordinate == coordinate
             for run in byte_runs(
                 copy,
                 lane=lane,

@@ -3,7 +3,7 @@
 Every rank applies every plan, so all ranks know all row counts; it keeps page numbers for all sequences alike.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,13 +21,16 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(kw_only=True)
 class RankSequence:
-    """What a rank keeps of one sequence. Positions before `handed_off` are on their way to the target."""
+    """What a rank keeps of one sequence. Positions before `handed_off` are on their way to the target's pages,
+    `target_places` in order of position.
+    """
 
     slot: int
     request_id: int
     sampling: control_pb2.Sampling
     target: control_pb2.Target | None
     table: PageTable
+    target_places: Sequence[PagePlace] = ()
     handed_off: int = 0
 
 
@@ -203,11 +206,16 @@ class _RowBuilder:
 
 
 def _joined(join: step_pb2.SequenceJoin, *, cp: int) -> RankSequence:
-    places = (PagePlace(coordinate=page.coordinate, page=page.page) for page in join.pages)
     return RankSequence(
         slot=join.slot,
         request_id=join.request_id,
         sampling=join.sampling,
         target=join.target if join.HasField("target") else None,
-        table=PageTable(cp=cp, places=places),
+        table=PageTable(cp=cp, places=page_places(join.pages)),
+        target_places=page_places(join.target.pages),
     )
+
+
+def page_places(pages: Iterable[control_pb2.Page]) -> list[PagePlace]:
+    """A table as a message has it, worked out once: it is as long as the sequence, and each chunk looks at it."""
+    return [PagePlace(coordinate=page.coordinate, page=page.page) for page in pages]

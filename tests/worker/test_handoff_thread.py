@@ -16,7 +16,7 @@ from proto import control_pb2, step_pb2
 from tests import tiny_models
 from worker.handoff_plan import HandoffSource, SourceMemory
 from worker.handoff_thread import ComputedPart, HandoffThread
-from worker.step_rows import PlacedChunk, RankSequence
+from worker.step_rows import PlacedChunk, RankSequence, page_places
 from worker.transport.interface import WriteRuns
 
 MODEL = tiny_models.describe(tiny_models.llama(num_hidden_layers=3))
@@ -117,6 +117,7 @@ class Side:
             request_id=request_id,
             sampling=control_pb2.Sampling(),
             target=control_pb2.Target(replica="decode/0", epoch=epoch, pages=pages),
+            target_places=page_places(pages),
             table=PageTable(cp=1, places=[PagePlace(coordinate=0, page=page) for page in (0, 1)]),
         )
         item = PlacedChunk(
