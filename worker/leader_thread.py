@@ -10,6 +10,8 @@ from parallel.shape import ReplicaShape
 from proto import control_pb2, step_pb2
 from worker.engine.leader import Leader
 
+#: A replica to which nothing has come for so long is in no hurry.
+_QUIET_S = 1.0
 #: How long ranks have to say where they are.
 _ANSWER_S = 1.0
 
@@ -39,7 +41,8 @@ class LeaderThread:
         self._inbox: queue.SimpleQueue[control_pb2.ToReplica | step_pb2.FromMember | None] = queue.SimpleQueue()
         self._asked_at: float | None = None
         self._waiting_ranks: set[int] = set()
-        self._was_idle = True
+        self._is_quiet = False
+        self._is_proven = True
         self._oldest: tuple[int, float] | None = None
         self._thread = threading.Thread(target=self._run, name="leader", daemon=True)
         self._thread.start()
@@ -66,22 +69,28 @@ class LeaderThread:
             self._fail(error)
 
     def _prove_when_idle(self) -> None:
-        """Proves the pages' integrity each time that the replica becomes idle; in between it could not change."""
-        if self._leader.is_idle and not self._was_idle:
+        """Proves the pages' integrity once after work, when nothing has come for a while: it walks over every page."""
+        if not self._leader.is_idle:
+            self._is_proven = False
+        elif self._is_quiet and not self._is_proven:
             self._leader.check_integrity()
-        self._was_idle = self._leader.is_idle
+            self._is_proven = True
 
     def _take(self) -> bool:
         """Waits for a message and takes all that are there; False when closed."""
         try:
-            message = self._inbox.get(timeout=1.0)
-            while True:
-                if message is None:
-                    return False
+            message = self._inbox.get(timeout=_QUIET_S)
+        except queue.Empty:
+            self._is_quiet = True
+            return True
+        self._is_quiet = False
+        try:
+            while message is not None:
                 self._handle(message)
                 message = self._inbox.get_nowait()
         except queue.Empty:
             return True
+        return False
 
     def _handle(self, message: control_pb2.ToReplica | step_pb2.FromMember) -> None:
         if isinstance(message, step_pb2.FromMember):

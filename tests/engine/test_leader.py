@@ -29,7 +29,10 @@ class SimulatedRanks:
         self.wanted: list[int] = []
         self._shape = shape
         self._random = random.Random(seed)
-        self._plans: deque[step_pb2.StepPlan] = deque()
+        self._unanswered: list[deque[step_pb2.StepPlan]] = [deque() for _ in range(shape.world_size)]
+        self._request_of: dict[int, int] = {}
+        self._tokens_of: dict[int, list[int]] = {}
+        self.wanted_tokens: dict[int, list[int]] = {}
         self._tables = [self._table(shape.coordinates(rank), settings_) for rank in range(shape.world_size)]
         self._targets: dict[int, int] = {}
         self._unwritten: list[int] = []
@@ -39,14 +42,17 @@ class SimulatedRanks:
         plan = self.leader.next_plan() if self.leader.can_plan else None
         if plan is None:
             return False
-        self._plans.append(plan)
+        for plans in self._unanswered:
+            plans.append(plan)
         for join in plan.joins:
+            self._request_of[join.slot] = join.request_id
             self._targets.pop(join.slot, None)
             if join.HasField("target"):
                 self._targets[join.slot] = join.request_id
         rows = [table.apply(plan) for table in self._tables]
         self._check_memory(rows)
         last = rows[-self._shape.stage_size :]
+        self._draw(plan)
         drawn = [item for part in last for _, item in part.draws]
         assert sorted(item.chunk.slot for item in drawn) == sorted(c.slot for c in plan.chunks if c.sample)
         writers = self._shape.ranks_per_sequence
@@ -75,20 +81,33 @@ class SimulatedRanks:
         prompt_ids = self.prompts[request_id]
         return prompt_ids[: position + 1] if position < len(prompt_ids) else (prompt_ids, request_id, position)
 
+    def _draw(self, plan: step_pb2.StepPlan) -> None:
+        """What each chunk of the step draws: known to the test in the order of steps, told in that of answers."""
+        self._tokens_of[plan.step_id] = []
+        for chunk in plan.chunks:
+            if chunk.sample:
+                token = self._random.randint(0, 9)
+                self._tokens_of[plan.step_id].append(token)
+                self.wanted_tokens.setdefault(self._request_of[chunk.slot], []).append(token)
+
+    @property
+    def owes_answers(self) -> bool:
+        """Whether a rank has a step that it has not answered."""
+        return any(self._unanswered)
+
     def answer(self) -> None:
-        """All ranks answer the oldest step."""
-        plan = self._plans.popleft()
-        slots = [chunk.slot for chunk in plan.chunks if chunk.sample]
-        for rank in range(self._shape.world_size):
-            result = step_pb2.StepResult(step_id=plan.step_id, global_rank=rank)
-            if rank == 0:
-                result.slots.extend(slots)
-                result.token_ids.extend(self._random.randint(0, 9) for _ in slots)
-            self.leader.handle_result(result)
+        """One rank answers its next step: each goes in order, and none waits for another. Another draws each step."""
+        rank = self._random.choice([rank for rank, plans in enumerate(self._unanswered) if plans])
+        plan = self._unanswered[rank].popleft()
+        result = step_pb2.StepResult(step_id=plan.step_id, global_rank=rank)
+        if rank == plan.step_id % self._shape.world_size:
+            result.slots.extend(chunk.slot for chunk in plan.chunks if chunk.sample)
+            result.token_ids.extend(self._tokens_of[plan.step_id])
+        self.leader.handle_result(result)
 
     def answer_all(self) -> None:
         """All ranks answer every step that is in flight; their writes stay open."""
-        while self._plans:
+        while self.owes_answers:
             self.answer()
             self.listen()
 
@@ -117,7 +136,7 @@ class SimulatedRanks:
         while True:
             self.give_targets()
             planned = self.plan()
-            if self._plans:
+            if self.owes_answers:
                 self.answer()
             elif self._unwritten:
                 self.write()
@@ -145,7 +164,7 @@ class SimulatedRanks:
         """One of the things that may happen next."""
         if verb == "plan":
             self.plan()
-        elif verb == "answer" and self._plans:
+        elif verb == "answer" and self.owes_answers:
             self.answer()
         elif verb == "write" and self._unwritten:
             self.write()
@@ -206,6 +225,7 @@ def test_whatever_happens_every_page_returns_and_every_request_ends_once(
     assert ranks.ended.keys() == submitted.keys()
     for request_id, reason in ranks.ended.items():
         tokens = ranks.drawn.get(request_id, [])
+        assert tokens == ranks.wanted_tokens.get(request_id, [])[: len(tokens)]
         assert STOP not in tokens[:-1]
         if reason == "stop":
             assert tokens[-1] == STOP
@@ -279,3 +299,74 @@ def test_a_shared_first_page_does_not_draw_all_sequences_to_one_coordinate() -> 
         counts[sequence.dp] += 1
     assert max(counts) - min(counts) <= 2, counts
     ranks.settle()
+
+
+def test_results_of_a_later_step_wait_for_those_before_them() -> None:
+    shape = ReplicaShape(attention=AttentionSizes(cp=2), experts=None)
+    leader = Leader(shape=shape, settings=EngineSettings(page_size=4, kv_tokens=40, max_sequences=4))
+    submit = control_pb2.Submit(request_id=1, prompt_ids=range(3), max_new_tokens=4)
+    leader.handle(control_pb2.ToReplica(submit=submit))
+    first, second = leader.next_plan(), leader.next_plan()
+    assert first is not None and second is not None
+
+    def answer(plan: step_pb2.StepPlan, *, rank: int, tokens: tuple[int, ...] = ()) -> list[int]:
+        slots = [chunk.slot for chunk in plan.chunks][: len(tokens)]
+        leader.handle_result(step_pb2.StepResult(step_id=plan.step_id, global_rank=rank, slots=slots, token_ids=tokens))
+        return [token for event in leader.take_events() for token in event.tokens.token_ids]
+
+    assert answer(first, rank=1) == []
+    assert answer(second, rank=1, tokens=(8,)) == []
+    assert answer(first, rank=0, tokens=(7,)) == [7, 8]
+    assert answer(second, rank=0) == []
+
+
+def test_a_half_written_page_of_an_aborted_prompt_is_not_found() -> None:
+    shape = ReplicaShape(attention=AttentionSizes(), experts=None)
+    settings_ = EngineSettings(page_size=4, max_batch_tokens=10, max_sequences=3, kv_tokens=400)
+    ranks = SimulatedRanks(Leader(shape=shape, settings=settings_), shape=shape, settings_=settings_, seed=0)
+    ranks.submit(control_pb2.Submit(request_id=1, prompt_ids=range(100, 109), max_new_tokens=2))
+    ranks.submit(control_pb2.Submit(request_id=2, prompt_ids=range(12), max_new_tokens=2))
+    assert ranks.plan()  # the first takes 9 of the 10 tokens of a step, so the second's chunk ends inside a page
+    ranks.leader.handle(control_pb2.ToReplica(abort=control_pb2.Abort(request_id=2)))
+    ranks.settle()
+    ranks.submit(control_pb2.Submit(request_id=3, prompt_ids=range(12), max_new_tokens=2))
+    ranks.settle()
+    assert ranks.ended[3] in ("length", "stop")
+
+
+def test_new_pages_beside_a_prefix_that_lies_unevenly_stay_within_what_was_promised() -> None:
+    shape = ReplicaShape(attention=AttentionSizes(cp=2), experts=None)
+    settings_ = EngineSettings(page_size=4, max_batch_tokens=84, max_sequences=3, kv_tokens=4000)
+    ranks = SimulatedRanks(Leader(shape=shape, settings=settings_), shape=shape, settings_=settings_, seed=0)
+    ranks.submit(control_pb2.Submit(request_id=1, prompt_ids=range(90), max_new_tokens=2))
+    ranks.settle()
+    # Six pages of the first chunk lie on one coordinate, and chunks of 21 pages leave one over each time.
+    prompt_ids = [*range(24), *range(1000, 1000 + 84 * 7)]
+    ranks.submit(control_pb2.Submit(request_id=2, prompt_ids=prompt_ids, max_new_tokens=1))
+    ranks.settle()
+    assert 2 in ranks.ended
+
+
+def test_each_of_the_steps_that_are_under_way_has_its_part_of_the_decoding_sequences() -> None:
+    shape = ReplicaShape(pp=2, attention=AttentionSizes(), experts=None)
+    settings_ = EngineSettings(page_size=4, max_batch_tokens=64, max_sequences=8, kv_tokens=400)
+    leader = Leader(shape=shape, settings=settings_)
+    for request_id in range(1, 6):
+        submit = control_pb2.Submit(request_id=request_id, prompt_ids=range(3), max_new_tokens=30)
+        leader.handle(control_pb2.ToReplica(submit=submit))
+    assert leader.next_plan() is not None  # the prompts
+    decode = [leader.next_plan() for _ in range(2)]
+    slots = [sorted(chunk.slot for chunk in plan.chunks) for plan in decode if plan is not None]
+    # All five are in the prompts' step too, and in no more than one beside it.
+    assert [len(part) for part in slots] == [3, 2]
+    assert len({*slots[0], *slots[1]}) == 5
+
+
+def test_a_reservation_that_waits_is_not_overtaken_by_smaller_ones() -> None:
+    shape = ReplicaShape(attention=AttentionSizes(), experts=None)
+    leader = Leader(shape=shape, settings=EngineSettings(page_size=4, kv_tokens=40, max_sequences=4))
+    for request_id, tokens in ((1, 24), (2, 28), (3, 4)):
+        reserve = control_pb2.Reserve(request_id=request_id, prompt_tokens=tokens, max_new_tokens=4)
+        leader.handle(control_pb2.ToReplica(reserve=reserve))
+    named = [event.reserved.request_id for event in leader.take_events() if event.HasField("reserved")]
+    assert named == [1]  # of ten pages three are left: room for the third, but the second is before it

@@ -1,5 +1,6 @@
 """Prompts that begin alike share pages: the same logits, less to compute, eviction, and the key that turns it off."""
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.harness.checkpoints import VOCAB_SIZE, Oracle
 from tests.harness.local_replica import LocalReplica
 from tests.harness.parity import assert_logits_agree, assert_replica_agrees
 from tests.harness.running_router import greedy, running_router, topology
-from worker.engine.prefix_cache import PrefixCache, page_digests
+from worker.engine.prefix_cache import PageKeys, PrefixCache
 
 NUM_TOKENS = 6
 COMMON = tuple(index * 7 % VOCAB_SIZE for index in range(100))
@@ -24,6 +25,12 @@ SHAPES = {
     "cp2": ReplicaShape(attention=AttentionSizes(cp=2), experts=ExpertSizes(ep=2)),
     "pp2 dp2 cp2": ReplicaShape(pp=2, attention=AttentionSizes(dp=2, cp=2), experts=ExpertSizes(moe_dp=2, ep=2)),
 }
+
+
+def page_digests(tokens: Sequence[int], *, page_size: int, salt: bytes) -> list[bytes]:
+    keys = PageKeys(page_size=page_size, salt=salt)
+    keys.extend(tokens, end=len(tokens))
+    return keys.digests
 
 
 @pytest.mark.timeout(90)
@@ -38,6 +45,23 @@ def test_a_cached_prefix_gives_transformers_logits(name: str, exchange: str, mix
         assert_replica_agrees(replica, mixtral, PROMPTS, n=NUM_TOKENS)
         # Of its 100 tokens 6 pages of 16 are found; of the prompt of 96 five, as its last token is to be computed.
         assert replica.cached_tokens == {1: 96, 2: 96, 3: 64, 4: 0, 5: 80}
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_later_turn_finds_what_was_answered_but_for_a_page_whose_last_token_was_not_computed(
+    name: str, mixtral: Oracle
+) -> None:
+    settings = replace(SETTINGS, max_batch_tokens=40)
+    replica = LocalReplica(mixtral.folder, shape=SHAPES[name], settings=settings, make_backend=torch_backend)
+    first = COMMON[:20]
+    answer = mixtral.answer(first, 28).token_ids  # 20 + 28 are three pages of 16, and of the last token there is no KV
+    second = (*first, *answer, 1, 2, 3)
+    third = (*second, *mixtral.answer(second, NUM_TOKENS).token_ids, 4)
+    with closing(replica):
+        for prompt, num_tokens, cached_tokens in ((first, 28, 0), (second, NUM_TOKENS, 32), (third, NUM_TOKENS, 48)):
+            assert_replica_agrees(replica, mixtral, [prompt], n=num_tokens)
+            assert replica.cached_tokens == {1: cached_tokens}
 
 
 @pytest.mark.timeout(90)
@@ -84,3 +108,11 @@ def test_a_key_depends_on_all_tokens_before_it_and_on_the_model_and_not_on_the_p
     assert page_digests(range(16), page_size=8, salt=b"a") == digests[1::2]
     assert page_digests((5, *range(1, 16)), page_size=4, salt=b"a")[3] != digests[3]
     assert page_digests(range(16), page_size=4, salt=b"b")[3] != digests[3]
+
+
+@pytest.mark.parametrize("cut", range(17))
+def test_keys_that_grow_with_their_tokens_are_those_of_the_whole(cut: int) -> None:
+    keys = PageKeys(page_size=4, salt=b"a")
+    for end in (cut, cut, 17):
+        keys.extend(range(17), end=end)
+    assert keys.digests == page_digests(range(17), page_size=4, salt=b"a")

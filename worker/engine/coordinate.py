@@ -8,7 +8,6 @@ from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes
 from proto import step_pb2
 from worker.engine.pages import CoordinatePages
-from worker.engine.prefix_cache import page_digests
 from worker.engine.sequence import Sequence
 
 #: Steps in flight that one decoding sequence may be in.
@@ -119,18 +118,20 @@ class Coordinate:
 
     def _publish(self, sequence: Sequence, *, end: int) -> None:
         """Lets others read the prompt's full pages: steps run in order, so who reads them finds them written."""
-        if sequence.digests is not None:
+        if sequence.page_keys is not None:
             first = sequence.planned_tokens // self._settings.page_size
             last = end // self._settings.page_size
-            self.pages.publish(sequence.request_id, sequence.digests[first:last], first=first)
+            self.pages.publish(sequence.request_id, sequence.page_keys.digests[first:last], first=first)
 
-    def release(self, sequence: Sequence, *, salt: bytes) -> None:
+    def release(self, sequence: Sequence) -> None:
         """Gives up what an ended sequence holds; where the prefix cache is on, its outputs' full pages stay there."""
-        if sequence.digests is not None:
-            known = sequence.tokens[: sequence.planned_tokens]
-            digests = page_digests(known, page_size=self._settings.page_size, salt=salt)
+        if sequence.page_keys is not None:
+            # Of the token drawn last no KV was computed, and of what was planned behind it none that counts.
+            known = min(len(sequence.tokens), sequence.planned_tokens)
+            sequence.page_keys.extend(sequence.tokens, end=known)
             first = sequence.prefill_end // self._settings.page_size
-            self.pages.publish(sequence.request_id, digests[first:], first=first)
+            last = known // self._settings.page_size
+            self.pages.publish(sequence.request_id, sequence.page_keys.digests[first:last], first=first)
         self.pages.release(sequence.request_id)
         self.give_back_slot(sequence.slot)
         del self.running[sequence.request_id]

@@ -14,7 +14,7 @@ from parallel.shape import ReplicaShape
 from proto import control_pb2, step_pb2
 from worker.engine.coordinate import Coordinate
 from worker.engine.pages import PageAllocator
-from worker.engine.prefix_cache import page_digests
+from worker.engine.prefix_cache import PageKeys
 from worker.engine.reservations import Reservations
 from worker.engine.sequence import Sequence, from_start, from_submit
 
@@ -175,7 +175,8 @@ class Leader:
     def _submit(self, message: control_pb2.Submit) -> None:
         sequence = from_submit(message)
         if self._settings.prefix_cache:
-            sequence.digests = page_digests(sequence.tokens, page_size=self._settings.page_size, salt=self._revision)
+            sequence.page_keys = PageKeys(page_size=self._settings.page_size, salt=self._revision)
+            sequence.page_keys.extend(sequence.tokens, end=len(sequence.tokens))
         new_tokens = 0 if sequence.handoff else sequence.max_new_tokens
         if self._may_fit(sequence.request_id, len(sequence.tokens), new_tokens):
             self._waiting.append(sequence)
@@ -226,7 +227,7 @@ class Leader:
         from.
         """
         most = (len(sequence.tokens) - 1) // self._settings.page_size
-        digests = (sequence.digests or [])[:most]
+        digests = sequence.page_keys.digests[:most] if sequence.page_keys else []
         return digests[: coordinate.pages.num_cached(digests)]
 
     def _take_target(self, target: control_pb2.Target) -> None:
@@ -281,7 +282,7 @@ class Leader:
         if not sequence.finish_reason or not sequence.is_quiet:
             return
         coordinate = self._coordinates[sequence.dp]
-        coordinate.release(sequence, salt=self._revision)
+        coordinate.release(sequence)
         self._has_freed = True
         del self._sequences[sequence.request_id]
         if sequence.joined:
@@ -345,7 +346,7 @@ class Leader:
         self._events.append(event)
 
     def _emit_admitted(self, sequence: Sequence) -> None:
-        cached = 0 if sequence.digests is None else sequence.num_joined_pages * self._settings.page_size
+        cached = 0 if sequence.page_keys is None else sequence.num_joined_pages * self._settings.page_size
         admitted = control_pb2.Admitted(request_id=sequence.request_id, cached_tokens=cached)
         self._emit(control_pb2.Event(admitted=admitted))
 

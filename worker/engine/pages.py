@@ -191,10 +191,9 @@ class CoordinatePages:
 
     def check_integrity(self) -> None:
         """AssertionError unless every page is free, in exactly one table or the cache's, and promises are covered."""
-        for coordinate, allocator in enumerate(self._allocators):
+        for coordinate, (allocator, cached) in enumerate(zip(self._allocators, self._cache.pages(), strict=True)):
             allocator.check_integrity(
-                ((request_id, self._own_pages(request_id, coordinate)) for request_id in self._tables),
-                cached=self._cache.pages_of(coordinate),
+                ((request_id, self._own_pages(request_id, coordinate)) for request_id in self._tables), cached=cached
             )
         self._cache.check_integrity(digest for shared in self._shared.values() for digest in shared.values())
         sums = [sum(column) for column in zip(*self._promised.values(), strict=True)] or [0] * len(self._allocators)

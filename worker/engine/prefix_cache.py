@@ -13,14 +13,20 @@ from collections.abc import Iterable, Sequence
 from parallel.handoff import PagePlace
 
 
-def page_digests(token_ids: Sequence[int], *, page_size: int, salt: bytes) -> list[bytes]:
-    """The key of each full page of `token_ids`: 16 bytes, the digest of `salt` and all tokens up to the page's end."""
-    chain = hashlib.blake2b(salt, digest_size=16)
-    digests = []
-    for end in range(page_size, len(token_ids) + 1, page_size):
-        chain.update(array("I", token_ids[end - page_size : end]).tobytes())
-        digests.append(chain.digest())
-    return digests
+class PageKeys:
+    """The key of each full page of one sequence: 16 bytes, the digest of `salt` and all tokens up to the page's end."""
+
+    def __init__(self, *, page_size: int, salt: bytes) -> None:
+        self._page_size = page_size
+        self._chain = hashlib.blake2b(salt, digest_size=16)
+        self.digests: list[bytes] = []
+
+    def extend(self, token_ids: Sequence[int], *, end: int) -> None:
+        """Takes the sequence's tokens up to `end`; those of pages that have a key already are not looked at again."""
+        size = self._page_size
+        for first in range(len(self.digests) * size, end - size + 1, size):
+            self._chain.update(array("I", token_ids[first : first + size]).tobytes())
+            self.digests.append(self._chain.digest())
 
 
 class PrefixCache:
@@ -80,9 +86,12 @@ class PrefixCache:
         del self._readers[digest]
         return self._places.pop(digest).page
 
-    def pages_of(self, coordinate: int) -> list[int]:
-        """Every page of `coordinate` that is here."""
-        return [place.page for place in self._places.values() if place.coordinate == coordinate]
+    def pages(self) -> list[list[int]]:
+        """For each coordinate, its pages that are here."""
+        found: list[list[int]] = [[] for _ in self._idle]
+        for place in self._places.values():
+            found[place.coordinate].append(place.page)
+        return found
 
     def check_integrity(self, readers: Iterable[bytes]) -> None:
         """AssertionError unless `readers`, the keys in all tables, are those that are counted."""

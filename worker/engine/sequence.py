@@ -10,6 +10,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from proto import control_pb2
+from worker.engine.prefix_cache import PageKeys
 
 
 @dataclass(kw_only=True)
@@ -17,7 +18,7 @@ class Sequence:
     """`tokens` grow as results come back; `planned_tokens` counts positions whose KV some planned step computes.
 
     `num_joined_pages` are in its table before its first chunk: found in the prefix cache, or reserved for a hand-off.
-    `digests` are the keys of the prompt's full pages, None where the prefix cache has no part in it.
+    `page_keys` are for the prefix cache, None where it has no part in it.
     `prefill_end` is the first position that no prompt chunk covers: from there each chunk embeds the token drawn last.
     """
 
@@ -32,7 +33,7 @@ class Sequence:
     handoff: bool = False
     target: control_pb2.Target | None = None
     num_joined_pages: int = 0
-    digests: list[bytes] | None = None
+    page_keys: PageKeys | None = None
     dp: int = -1
     slot: int = -1
     planned_tokens: int = 0
