@@ -23,10 +23,13 @@ class FrameSocket:
         with self._lock:
             self._socket.sendall(_LENGTH.pack(len(payload)) + payload)
 
-    def receive(self) -> bytes | None:
-        """Blocking: the next message, None at the end of the stream."""
+    def receive(self, *, most_bytes: int | None = None) -> bytes | None:
+        """Blocking: the next message; None at the end of the stream, or where one is longer than `most_bytes`."""
         header = self._read(_LENGTH.size)
-        return None if header is None else self._read(_LENGTH.unpack(header)[0])
+        if header is None:
+            return None
+        (size,) = _LENGTH.unpack(header)
+        return None if most_bytes is not None and size > most_bytes else self._read(size)
 
     def __iter__(self) -> Iterator[bytes]:
         while (payload := self.receive()) is not None:

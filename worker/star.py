@@ -5,10 +5,14 @@ with the assignment's epoch and secret, so that a rank of another epoch, or a st
 """
 
 import logging
+import queue
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
+
+from google.protobuf.message import DecodeError
 
 from parallel.communicator import PeerLostError
 from proto import step_pb2
@@ -17,6 +21,8 @@ from worker.frames import FrameSocket
 logger = logging.getLogger(__name__)
 
 _KEY = "star"
+#: A rank introduces itself at once, in few bytes.
+_JOIN_S, _JOIN_BYTES = 10.0, 1024
 
 
 class LeaderStar:
@@ -36,11 +42,12 @@ class LeaderStar:
         self._deliver = deliver
         self._deliver_own = deliver_own
         self._members: dict[int, FrameSocket] = {}
-        with socket.create_server((address, 0)) as server:
-            server.settimeout(timeout_s)
+        joined: queue.SimpleQueue[tuple[int, FrameSocket]] = queue.SimpleQueue()
+        with socket.create_server((address, 0), backlog=world_size) as server:
+            threading.Thread(target=_accept, args=(server, join, joined), name="star", daemon=True).start()
             store.set(_KEY, f"{address}:{server.getsockname()[1]}")
-            while len(self._members) < world_size - 1:
-                self._accept(server, join)
+            self._wait_for_all(joined, world_size=world_size, timeout_s=timeout_s)
+            server.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
 
     def broadcast(self, message: step_pb2.ToMember) -> None:
         """Sends to every rank, its own last, so that the others are not behind it."""
@@ -58,23 +65,56 @@ class LeaderStar:
         for member in self._members.values():
             member.close()
 
-    def _accept(self, server: socket.socket, expected: step_pb2.Join) -> None:
-        connection, peer = server.accept()
-        connection.settimeout(10)
-        frames = FrameSocket(connection)
-        payload = frames.receive() or b""
-        join = step_pb2.FromMember.FromString(payload).join
-        if (join.epoch, join.secret) != (expected.epoch, expected.secret):
-            logger.warning("refused a stranger at the control star: address=%s epoch=%d", peer, join.epoch)
-            frames.close()
-            return
-        connection.settimeout(None)
-        self._members[join.global_rank] = frames
-        threading.Thread(target=self._read, args=(frames,), name=f"star-{join.global_rank}", daemon=True).start()
+    def _wait_for_all(
+        self, joined: "queue.SimpleQueue[tuple[int, FrameSocket]]", *, world_size: int, timeout_s: float
+    ) -> None:
+        deadline = time.monotonic() + timeout_s
+        missing = set(range(1, world_size))
+        while missing:
+            try:
+                rank, frames = joined.get(timeout=max(deadline - time.monotonic(), 0))
+            except queue.Empty:
+                listed = ", ".join(map(str, sorted(missing)))
+                raise TimeoutError(f"ranks {listed} did not join the control star within {timeout_s:g} s") from None
+            if rank not in missing:
+                logger.warning("refused a rank that is not waited for at the control star: rank=%d", rank)
+                frames.close()
+                continue
+            missing.remove(rank)
+            self._members[rank] = frames
+            threading.Thread(target=self._read, args=(frames,), name=f"star-{rank}", daemon=True).start()
 
     def _read(self, frames: FrameSocket) -> None:
         for payload in frames:
             self._deliver(step_pb2.FromMember.FromString(payload))
+
+
+def _accept(server: socket.socket, expected: step_pb2.Join, joined: Any) -> None:
+    """Greets whoever connects, each in a thread of its own: one that says nothing keeps no other waiting."""
+    while True:
+        try:
+            connection, peer = server.accept()
+        except OSError:
+            return  # all ranks are here
+        threading.Thread(
+            target=_greet, args=(connection, peer, expected, joined), name="star-join", daemon=True
+        ).start()
+
+
+def _greet(connection: socket.socket, peer: Any, expected: step_pb2.Join, joined: Any) -> None:
+    """Hands on a rank that knows the epoch and the secret; anybody else is a stranger."""
+    connection.settimeout(_JOIN_S)
+    frames = FrameSocket(connection)
+    try:
+        join = step_pb2.FromMember.FromString(frames.receive(most_bytes=_JOIN_BYTES) or b"").join
+    except DecodeError:
+        join = step_pb2.Join()
+    if (join.epoch, join.secret) != (expected.epoch, expected.secret):
+        logger.warning("refused a stranger at the control star: address=%s epoch=%d", peer, join.epoch)
+        frames.close()
+        return
+    connection.settimeout(None)
+    joined.put((join.global_rank, frames))
 
 
 class MemberStar:

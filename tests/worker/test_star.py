@@ -1,0 +1,110 @@
+"""The control star while it forms: strangers are turned away and keep nobody waiting."""
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from torch._C._distributed_c10d import HashStore
+
+from proto import step_pb2
+from worker.star import LeaderStar, MemberStar
+
+JOIN = step_pb2.Join(epoch=7, secret=5)
+
+
+class Forming:
+    """A leader of `world_size` ranks that waits for its members in a thread."""
+
+    def __init__(self, *, world_size: int, timeout_s: float = 20) -> None:
+        self.store = HashStore()
+        self.heard: list[step_pb2.FromMember] = []
+        self.error: BaseException | None = None
+        self._star: LeaderStar | None = None
+
+        def form() -> None:
+            try:
+                self._star = LeaderStar(
+                    store=self.store,
+                    address="127.0.0.1",
+                    join=JOIN,
+                    world_size=world_size,
+                    timeout_s=timeout_s,
+                    deliver=self.heard.append,
+                    deliver_own=lambda message: None,
+                )
+            except TimeoutError as error:
+                self.error = error
+
+        self._thread = threading.Thread(target=form, daemon=True)
+        self._thread.start()
+
+    def connect(self, payload: bytes = b"") -> socket.socket:
+        address, port = self.store.get("star").decode().rsplit(":", 1)
+        connection = socket.create_connection((address, int(port)))
+        connection.sendall(payload)
+        return connection
+
+    def member(self, rank: int) -> MemberStar:
+        join = step_pb2.Join(global_rank=rank, epoch=JOIN.epoch, secret=JOIN.secret)
+        return MemberStar(store=self.store, join=join, timeout_s=10, deliver=lambda message: None)
+
+    def star(self) -> LeaderStar | None:
+        self._thread.join(timeout=15)
+        assert not self._thread.is_alive()
+        return self._star
+
+
+def framed(join: step_pb2.Join) -> bytes:
+    payload = step_pb2.FromMember(join=join).SerializeToString()
+    return struct.pack("<I", len(payload)) + payload
+
+
+STRANGERS: dict[str, bytes] = {
+    "says nothing": b"",
+    "garbage": struct.pack("<I", 4) + b"\xff\xff\xff\xff",
+    "another protocol": b"GET / HTTP/1.1\r\n\r\n",
+    "another epoch": framed(step_pb2.Join(global_rank=1, epoch=6, secret=5)),
+    "another secret": framed(step_pb2.Join(global_rank=1, epoch=7, secret=4)),
+    "a rank that there is not": framed(step_pb2.Join(global_rank=9, epoch=7, secret=5)),
+    "the leader's own rank": framed(step_pb2.Join(global_rank=0, epoch=7, secret=5)),
+}
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_stranger_keeps_no_rank_from_joining(stranger: str) -> None:
+    forming = Forming(world_size=2)
+    with forming.connect(STRANGERS[stranger]):
+        star, member = (forming.star, forming.member(1))
+        assert star() is not None
+        member.send(step_pb2.FromMember(result=step_pb2.StepResult(step_id=3)))
+        wait_until(lambda: bool(forming.heard))
+        assert [message.result.step_id for message in forming.heard] == [3]
+
+
+def test_a_rank_joins_once() -> None:
+    forming = Forming(world_size=3)
+    first = forming.member(1)
+    with forming.connect(framed(step_pb2.Join(global_rank=1, epoch=7, secret=5))) as second:
+        second.settimeout(10)
+        assert second.recv(1) == b""  # turned away
+    forming.member(2)
+    assert forming.star() is not None
+    first.send(step_pb2.FromMember(result=step_pb2.StepResult(step_id=4)))
+    wait_until(lambda: bool(forming.heard))
+
+
+def test_ranks_that_do_not_come_are_named() -> None:
+    forming = Forming(world_size=4, timeout_s=1)
+    forming.member(2)
+    assert forming.star() is None
+    assert "ranks 1, 3 did not join" in str(forming.error)
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
