@@ -5,6 +5,9 @@ from bisect import bisect_right
 from parallel.chunk import admission_bound
 from parallel.settings import EngineSettings
 
+#: Tokens of the prompt, and drawn after it, by which a replica proves that it serves.
+WARM_UP_PROMPT_TOKENS, WARM_UP_NEW_TOKENS = 3, 2
+
 
 def pages_needed(tokens: int, *, page_size: int, cp: int) -> int:
     """Pages that any one of `cp` coordinates may come to hold of a sequence of `tokens` tokens."""

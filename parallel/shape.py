@@ -206,10 +206,13 @@ class ReplicaShape:
 
 
 def _remedy(sizes: ExpertSizes, width: int) -> str:
-    """What to write instead: the legal ep where the two others fit, else the divisors of the stage."""
+    """What to write instead: the legal ep where the two others fit, else what those two may come to."""
     rest = sizes.moe_dp * sizes.moe_tp
     if width % rest == 0:
         return f"with moe_dp {sizes.moe_dp} and moe_tp {sizes.moe_tp}, ep must be {width // rest}"
-    nearest = min(divisors(width), key=lambda size: (abs(size - sizes.ep), size))
+    nearest = min(divisors(width), key=lambda size: (abs(size - rest), size))
     legal = ", ".join(map(str, divisors(width)))
-    return f"the sizes that divide {width} are {legal} (nearest to ep {sizes.ep}: {nearest})"
+    return (
+        f"no ep fits moe_dp {sizes.moe_dp} x moe_tp {sizes.moe_tp} = {rest}, which does not divide {width}: make that "
+        f"product one of {legal} (nearest: {nearest})"
+    )

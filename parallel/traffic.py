@@ -54,7 +54,7 @@ class StepTraffic:
     def axes(self) -> Iterator[AxisTraffic]:
         """Every axis of two or more ranks along which anything moves, in the order in which groups are created."""
         attention = self.shape.attention
-        if self.shape.pp > 1:
+        if self.shape.pp > 1 and not (self._is_last and self.pool == "prefill"):
             yield self._pipeline()
         if attention.cp > 1:
             yield self._pass_queries() if self.pool == "decode" else self._gather_kv()
@@ -69,10 +69,12 @@ class StepTraffic:
         return self.settings.step_tokens(self.pool)
 
     def _pipeline(self) -> AxisTraffic:
-        """Each rank's rows to the same rank of the next stage, L·H·e; the last stage's draws to the first, 8·D."""
-        is_last = self.pp_rank == self.shape.pp - 1
-        sent = self._draws * _ID_BYTES if is_last else self._row_bytes
-        what = "drawn tokens to the first stage" if is_last else "rows to the next stage"
+        """Each rank's rows to the same rank of the next stage, L·H·e; the last stage's drawn tokens to the first, 8·S.
+
+        Tokens that prefill draws are embedded elsewhere: its last stage sends nothing.
+        """
+        sent = self._num_drawn * _ID_BYTES if self._is_last else self._row_bytes
+        what = "drawn tokens to the first stage" if self._is_last else "rows to the next stage"
         return AxisTraffic(axis="pp", size=self.shape.pp, sent_bytes=sent, what=what)
 
     def _gather_kv(self) -> AxisTraffic:
@@ -91,14 +93,14 @@ class StepTraffic:
         return (cp - 1) * -(-tokens // cp) * self._token_kv_bytes
 
     def _pass_queries(self) -> AxisTraffic:
-        """Each layer: R queries to the other coordinates, as many outputs (float32) with log-sum-exp back, R new KV.
+        """Each layer: R queries to the other coordinates, as many outputs with a log-sum-exp back.
 
-        layers · (cp - 1) · R · heads · (head_dim · e + (head_dim + 1) · 4), and at most R · KV bytes of a token.
+        layers · (cp - 1) · R · heads · (2 · head_dim · e + 4). A row is where its token's page is: new KV stays there.
         """
         cp, head_dim = self.shape.attention.cp, self.description.head_dim
         heads = self.description.num_heads // self.shape.attention.tp
-        per_row = heads * (head_dim * self._element + (head_dim + 1) * _FLOAT_BYTES)
-        sent = self._num_layers * (cp - 1) * self._rows * per_row + self._rows * self._token_kv_bytes
+        per_row = heads * (2 * head_dim * self._element + _FLOAT_BYTES)
+        sent = self._num_layers * (cp - 1) * self._rows * per_row
         return AxisTraffic(axis="attn_cp", size=cp, sent_bytes=sent, what="queries out, partial outputs back")
 
     def _tensor(self) -> AxisTraffic:
@@ -111,7 +113,7 @@ class StepTraffic:
         sent = 2 * blocks * self._num_layers * self._row_bytes
         if self.pp_rank == 0:
             sent += self._row_bytes
-        if self.pp_rank == self.shape.pp - 1:
+        if self._is_last:
             logits = -(-self.description.vocab_size // tp) * _FLOAT_BYTES
             sent += self._draws * (self.description.hidden_size * self._element + logits)
         what = "rows gathered and scattered around each block"
@@ -142,9 +144,17 @@ class StepTraffic:
         return self._local_rows * self.description.hidden_size * self._element
 
     @property
+    def _is_last(self) -> bool:
+        return self.pp_rank == self.shape.pp - 1
+
+    @property
+    def _num_drawn(self) -> int:
+        """S."""
+        return min(self.num_tokens, self.settings.max_sequences)
+
+    @property
     def _draws(self) -> int:
-        drawing = min(self.num_tokens, self.settings.max_sequences)
-        return -(-drawing // (self.shape.attention.cp * self.shape.attention.tp))
+        return -(-self._num_drawn // (self.shape.attention.cp * self.shape.attention.tp))
 
     @property
     def _num_layers(self) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from parallel.admission import WARM_UP_NEW_TOKENS, WARM_UP_PROMPT_TOKENS, pages_needed
 from parallel.models.description import ModelDescription
 from parallel.sharding import check_heads, experts_of
 from router.config import Config, PoolConfig
@@ -107,7 +108,16 @@ class PoolCheck:
                 what=f"max_batch_tokens {engine.max_batch_tokens} is less than page_size {page}",
                 remedy=f"write max_batch_tokens: {page} or more, or a smaller page_size",
             )
-        if self.pool.attention.cp > 1 and engine.exchange_tokens < 3 * page:
+        cp, fewest = self.pool.attention.cp, WARM_UP_PROMPT_TOKENS + WARM_UP_NEW_TOKENS
+        needed_tokens = page * pages_needed(fewest, page_size=page, cp=cp)
+        if engine.kv_tokens < needed_tokens:
+            yield self.source.problem(
+                self._blame("kv_tokens", "page_size"),
+                what=f"kv_tokens {engine.kv_tokens} does not hold the {fewest} tokens by which a replica proves that "
+                "it serves",
+                remedy=f"write kv_tokens: {needed_tokens} or more",
+            )
+        if cp > 1 and engine.exchange_tokens < 3 * page:
             yield self.source.problem(
                 self._blame("exchange_tokens", "page_size"),
                 what=f"exchange_tokens {engine.exchange_tokens} is less than three pages of {page}: one comes, one is "

@@ -12,7 +12,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Sequence
 
-from parallel.admission import check_fits
+from parallel.admission import WARM_UP_NEW_TOKENS, WARM_UP_PROMPT_TOKENS, check_fits
 from proto import control_pb2
 from router.errors import ClusterError, InvalidRequestError, OverloadedError
 from router.generation import FailedEvent, FinishedEvent, Generation, GenerationRequest
@@ -87,9 +87,10 @@ class Dispatcher:
 
     async def probe(self, replica: Replica, *, target: Replica | None = None) -> None:
         """Sends real tokens through `replica`, and by hand-off to `target` where given; ClusterError on refusal."""
-        num_tokens = 1 if replica.plan.pool == "prefill" and target is None else 2
+        num_tokens = 1 if replica.plan.pool == "prefill" and target is None else WARM_UP_NEW_TOKENS
+        prompt_ids = tuple(range(WARM_UP_PROMPT_TOKENS))
         request = GenerationRequest(
-            prompt_ids=(0, 1, 2), max_new_tokens=num_tokens, stop_token_ids=frozenset(), sampling=_PROBE_SAMPLING
+            prompt_ids=prompt_ids, max_new_tokens=num_tokens, stop_token_ids=frozenset(), sampling=_PROBE_SAMPLING
         )
         generation = self._start(request, replica=replica, handoff=target is not None)
         generation.wanted_decode = target

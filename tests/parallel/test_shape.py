@@ -200,7 +200,7 @@ def test_a_remainder_names_the_legal_ep_where_the_rest_fits() -> None:
 
 
 def test_a_remainder_names_all_legal_sizes_where_the_rest_does_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"the sizes that divide 8 are 1, 2, 4, 8 \(nearest to ep 5: 4\)"):
+    with pytest.raises(ValueError, match=r"no ep fits moe_dp 3 .* make that product one of 1, 2, 4, 8 \(nearest: 2\)"):
         shape_of(pp=1, attention=(8, 1, 1), experts=(3, 5, 1))
 
 

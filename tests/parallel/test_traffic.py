@@ -52,8 +52,7 @@ def test_prefill_gathers_the_kv_of_its_share_of_tokens_new_and_cached() -> None:
 
 def test_decode_passes_queries_and_gets_partial_outputs() -> None:
     rows = 12 // 4
-    exchange = 4 * 3 * rows * 8 * (4 * 4 + 5 * 4)
-    assert sent(dense(cp=4), pool="decode") == {"attn_cp": exchange + rows * 4 * 2 * 4 * 4 * 4}
+    assert sent(dense(cp=4), pool="decode") == {"attn_cp": 4 * 3 * rows * 8 * (2 * 4 * 4 + 4)}
 
 
 def test_a_block_gathers_rows_with_their_choices_and_scatters_sums() -> None:
@@ -65,13 +64,14 @@ def test_a_block_gathers_rows_with_their_choices_and_scatters_sums() -> None:
 def test_a_stage_sends_rows_on_and_the_last_one_drawn_tokens_back() -> None:
     shape = dense(pp=2, cp=2)
     assert sent(shape, pp_rank=0)["pp"] == 24 * 32 * 4
-    assert sent(shape, pp_rank=1)["pp"] == 6 * 8
+    assert sent(shape, pool="unified", pp_rank=1)["pp"] == 12 * 8
+    assert "pp" not in sent(shape, pp_rank=1)  # what prefill draws is embedded elsewhere
 
 
 def test_the_busiest_stage_stands_for_an_axis() -> None:
     shape = dense(pp=3, tp=2)
-    stages = [sent(shape, pp_rank=rank) for rank in range(3)]
-    rows = busiest_traffic(DENSE, shape=shape, settings=SETTINGS, pool="prefill")
+    stages = [sent(shape, pool="unified", pp_rank=rank) for rank in range(3)]
+    rows = busiest_traffic(DENSE, shape=shape, settings=SETTINGS, pool="unified")
     assert {row.axis: row.sent_bytes for row in rows} == {
         axis: max(stage[axis] for stage in stages) for axis in ("pp", "attn_tp")
     }

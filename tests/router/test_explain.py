@@ -42,7 +42,7 @@ def told(name: str, rank: int) -> str:
         "experts    2 to 3 of 8 in each layer",
         "1024 pages of 16 tokens, 128 bytes a token",
         "cut into 4 blocks of pages; each of 2 cp coordinates takes two",
-        "groups     pp with rank 1, in one host: drawn tokens to the first stage",
+        "groups     pp with rank 1, in one host",
         "attn_tp with rank 4, in one host: rows gathered and scattered",
         "writes to ranks 4, 12, 20, 28 of decode/0: layers 2 to 3, KV heads 2",
     ],
