@@ -1,8 +1,10 @@
 """The dispatcher over real leaders, with a network between them that delivers when the test says so."""
 
+import contextlib
 import random
 from collections import deque
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,9 +30,9 @@ SETTINGS = {
 class DistantReplica:
     """A leader whose messages, to it and from it, wait in order until they are delivered; its ranks draw at random."""
 
-    def __init__(self, pool: str, *, seed: int) -> None:
+    def __init__(self, pool: str, *, seed: int, index: int = 0) -> None:
         place = Placement(host="here", device=0)
-        self.plan = ReplicaPlan(pool=pool, index=0, shape=SHAPE, engine=SETTINGS[pool], placements=(place,))
+        self.plan = ReplicaPlan(pool=pool, index=index, shape=SHAPE, engine=SETTINGS[pool], placements=(place,))
         self.epoch = 1
         self.load = control_pb2.Load()
         self.leader = Leader(shape=SHAPE, settings=SETTINGS[pool])
@@ -38,6 +40,7 @@ class DistantReplica:
         self._inbox: deque[control_pb2.ToReplica] = deque()
         self._outbox: deque[control_pb2.FromReplica] = deque()
         self._handing_off: dict[int, int] = {}
+        self.started: set[int] = set()
 
     @property
     def name(self) -> str:
@@ -45,6 +48,8 @@ class DistantReplica:
 
     def send(self, message: control_pb2.ToReplica) -> None:
         self._inbox.append(message)
+        if message.WhichOneof("message") == "start":
+            self.started.add(message.start.request_id)
 
     def take(self) -> bool:
         """The leader gets the next message; False where there is none."""
@@ -106,6 +111,66 @@ class Client:
                 self.end = f"failed: {event.error}"
 
 
+class Service:
+    """A dispatcher, its replicas and its clients, of whom any may act next."""
+
+    def __init__(self, pools: tuple[str, ...], *, seed: int) -> None:
+        self.replicas = [DistantReplica(pool, seed=seed) for pool in pools]
+        self.dispatcher = Dispatcher(max_waiting=8)
+        self.dispatcher.set_replicas(self.replicas)
+        self.dispatcher.open()
+        self.generations: list[Generation] = []
+        self.clients: list[Client] = []
+        self._chance = random.Random(seed)
+        self._never_started: set[int] = set()
+
+    def act(self, verb: str) -> None:
+        replica = self._chance.choice(self.replicas)
+        if verb == "submit":
+            self._submit()
+        elif verb == "abort" and self.generations:
+            self.abort(self._chance.choice(self.generations))
+        elif verb == "take":
+            replica.take()
+        elif verb == "tell":
+            replica.tell(self.dispatcher)
+        else:
+            replica.step()
+        for client in self.clients:
+            client.read()
+
+    def settle(self) -> None:
+        """Delivers and runs everything until nothing is left, and sees that nothing is held."""
+        run_until_quiet(self.replicas, self.dispatcher)
+        assert self.dispatcher.num_held == 0
+        for replica in self.replicas:
+            assert not replica.started & self._never_started, "decode started on what was aborted before"
+            assert replica.leader.is_idle
+            replica.leader.check_integrity()
+
+    def _submit(self) -> None:
+        request = GenerationRequest(
+            prompt_ids=tuple(range(self._chance.randint(1, 44))),  # the longest fit no prefill pool
+            max_new_tokens=self._chance.randint(1, 4),
+            stop_token_ids=frozenset({STOP}),
+            sampling=control_pb2.Sampling(),
+        )
+        with contextlib.suppress(OverloadedError):
+            self.generations.append(self.dispatcher.submit(request))
+            self.clients.append(Client(self.generations[-1]))
+
+    def abort(self, generation: Generation) -> None:
+        """A client goes."""
+        self.dispatcher.abort(generation)
+        if not any(generation.request_id in replica.started for replica in self.replicas):
+            self._never_started.add(generation.request_id)
+
+
+def run_until_quiet(replicas: list[DistantReplica], dispatcher: Dispatcher) -> None:
+    while any([*(r.take() for r in replicas), *(r.tell(dispatcher) for r in replicas), *(r.step() for r in replicas)]):
+        pass
+
+
 VERBS = ("submit", "submit", "take", "take", "take", "tell", "tell", "tell", "step", "step", "abort")
 
 
@@ -118,45 +183,11 @@ VERBS = ("submit", "submit", "take", "take", "take", "tell", "tell", "tell", "st
 def test_whatever_crosses_on_the_way_every_generation_ends_once_and_nothing_is_held(
     verbs: list[str], is_disaggregated: bool, seed: int
 ) -> None:
-    chance = random.Random(seed)
-    pools = ("prefill", "decode") if is_disaggregated else ("unified",)
-    replicas = [DistantReplica(pool, seed=seed) for pool in pools]
-    dispatcher = Dispatcher(max_waiting=8)
-    dispatcher.set_replicas(replicas)
-    dispatcher.open()
-    generations: list[Generation] = []
-    clients: list[Client] = []
+    service = Service(("prefill", "decode") if is_disaggregated else ("unified",), seed=seed)
     for verb in verbs:
-        replica = chance.choice(replicas)
-        if verb == "submit":
-            request = GenerationRequest(
-                prompt_ids=tuple(range(chance.randint(1, 44))),  # the longest fit no prefill pool
-                max_new_tokens=chance.randint(1, 4),
-                stop_token_ids=frozenset({STOP}),
-                sampling=control_pb2.Sampling(),
-            )
-            try:
-                generations.append(dispatcher.submit(request))
-            except OverloadedError:
-                continue
-            clients.append(Client(generations[-1]))
-        elif verb == "abort" and generations:
-            dispatcher.abort(chance.choice(generations))
-        elif verb == "take":
-            replica.take()
-        elif verb == "tell":
-            replica.tell(dispatcher)
-        else:
-            replica.step()
-        for client in clients:
-            client.read()
-    while any([*(r.take() for r in replicas), *(r.tell(dispatcher) for r in replicas), *(r.step() for r in replicas)]):
-        pass
-    assert dispatcher.num_held == 0
-    for replica in replicas:
-        assert replica.leader.is_idle
-        replica.leader.check_integrity()
-    for client, generation in zip(clients, generations, strict=True):
+        service.act(verb)
+    service.settle()
+    for client, generation in zip(service.clients, service.generations, strict=True):
         client.read()
         assert client.end, "a client waits for ever"
         if client.end == "length":
@@ -180,3 +211,50 @@ def test_a_refusal_that_crosses_an_abort_leaves_nothing_held() -> None:
     assert prefill.take() and prefill.tell(dispatcher)  # prefill has ended
     assert decode.tell(dispatcher) and decode.take()
     assert dispatcher.num_held == 0
+
+
+@pytest.mark.parametrize("num_delivered", range(9))
+def test_decode_never_starts_on_what_was_aborted_before(num_delivered: int) -> None:
+    service = Service(("prefill", "decode"), seed=0)
+    prefill, decode = service.replicas
+    request = GenerationRequest(
+        prompt_ids=(1, 2, 3), max_new_tokens=4, stop_token_ids=frozenset(), sampling=control_pb2.Sampling()
+    )
+    service.generations.append(service.dispatcher.submit(request))
+    way = (
+        prefill.take,
+        lambda: prefill.tell(service.dispatcher),  # WantTarget
+        decode.take,
+        lambda: decode.tell(service.dispatcher),  # Reserved
+        prefill.take,
+        lambda: prefill.tell(service.dispatcher),  # Admitted
+        prefill.step,  # HandoffDone and Ended are on their way
+        lambda: True,
+    )
+    for deliver in way[:num_delivered]:
+        assert deliver()
+    service.abort(service.generations[0])
+    service.settle()
+    assert not decode.started
+
+
+def test_requests_are_spread_over_replicas_by_the_tokens_that_they_hold_there() -> None:
+    replicas = [DistantReplica("unified", seed=0, index=index) for index in range(3)]
+    dispatcher = Dispatcher(max_waiting=100)
+    dispatcher.set_replicas(replicas)
+    dispatcher.open()
+
+    def submit(prompt_tokens: int) -> str:
+        request = GenerationRequest(
+            prompt_ids=tuple(range(prompt_tokens)),
+            max_new_tokens=1,
+            stop_token_ids=frozenset(),
+            sampling=control_pb2.Sampling(),
+        )
+        generation = dispatcher.submit(request)
+        assert generation.prefill is not None
+        return generation.prefill.name
+
+    assert [submit(tokens) for tokens in (30, 10, 10, 10, 10)] == [f"unified/{index}" for index in (0, 1, 2, 1, 2)]
+    run_until_quiet(replicas, dispatcher)
+    assert [submit(10) for _ in range(3)] == [f"unified/{index}" for index in range(3)]
