@@ -8,7 +8,7 @@ local launchers -> Hello -> Watch (lease) -> Assign, all replicas at once -> Att
 import asyncio
 import logging
 import secrets
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -103,17 +103,19 @@ class Cluster:
     async def _warm_up(self, progress: StartProgress) -> None:
         """A real token through each replica, then a hand-off between each pair of them that may meet."""
         replicas = list(self._replicas.values())
-        pairs = [(source, target) for source in _of(replicas, "prefill") for target in _of(replicas, "decode")]
-        progress.begin("warm-up", parts=len(replicas) + len(pairs))
-        for replica in replicas:
-            self._waiting_for = {(replica.name, 0): "warm-up"}
-            await self._dispatcher.probe(replica)
-            progress.advance("warm-up", replica.name)
-        for source, target in pairs:
-            self._waiting_for = {(source.name, 0): f"hand-off to {target.name}"}
-            await self._dispatcher.probe(source, target=target)
-            progress.advance("warm-up", (source.name, target.name))
-        self._waiting_for = {}
+        sources, targets = _of(replicas, "prefill"), _of(replicas, "decode")
+        progress.begin("warm-up", parts=len(replicas) + len(sources) * len(targets))
+        await _all(self._probe(replica, progress=progress) for replica in replicas)
+        for pairs in rounds(sources, targets):
+            await _all(self._probe(source, target=target, progress=progress) for source, target in pairs)
+
+    async def _probe(
+        self, replica: ReplicaClient, *, target: ReplicaClient | None = None, progress: StartProgress
+    ) -> None:
+        self._waiting_for[replica.name, 0] = f"hand-off to {target.name}" if target else "warm-up"
+        await self._dispatcher.probe(replica, target=target)
+        del self._waiting_for[replica.name, 0]
+        progress.advance("warm-up", (replica.name, target.name if target else ""))
 
     async def _start_launchers(self, progress: StartProgress) -> None:
         hosts = self._topology.hosts
@@ -240,6 +242,17 @@ class Cluster:
 
 def _of(replicas: Iterable[ReplicaClient], pool: str) -> list[ReplicaClient]:
     return [replica for replica in replicas if replica.plan.pool == pool]
+
+
+def rounds(sources: Sequence[T], targets: Sequence[T]) -> Iterator[list[tuple[T, T]]]:
+    """Every pair of a source and a target, in rounds in which each has one other at most."""
+    size = max(len(sources), len(targets))
+    for shift in range(size if sources and targets else 0):
+        yield [
+            (source, targets[(index + shift) % size])
+            for index, source in enumerate(sources)
+            if (index + shift) % size < len(targets)
+        ]
 
 
 def _compare_hellos(names: Sequence[str], hellos: Sequence[control_pb2.HelloResponse], *, fingerprint: str) -> None:

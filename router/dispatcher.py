@@ -29,6 +29,8 @@ class Dispatcher:
         self._max_waiting = max_waiting
         self._generations: dict[int, Generation] = {}
         self._replicas: list[Replica] = []
+        self._held_tokens: dict[str, int] = defaultdict(int)  # by replica, what its generations may come to hold
+        self._num_waiting = 0
         self._closed: Exception | None = None
         self._is_open = False
 
@@ -50,6 +52,10 @@ class Dispatcher:
         """Generations of which some replica holds something."""
         return len(self._generations)
 
+    def held_tokens(self, replica: Replica) -> int:
+        """Tokens of prompts and outputs that the generations on `replica` may come to hold there."""
+        return self._held_tokens[replica.name]
+
     def submit(self, request: GenerationRequest) -> Generation:
         """Starts a generation; OverloadedError where too many wait, ClusterError where nothing serves."""
         if self._closed is not None:
@@ -57,14 +63,13 @@ class Dispatcher:
         if not self._is_open:
             raise ClusterError("the router is starting: no replica serves yet")
         self._check_fits(request)
-        waiting = sum(not generation.is_admitted for generation in self._generations.values())
-        if waiting >= self._max_waiting:
+        if self._num_waiting >= self._max_waiting:
             raise OverloadedError(
-                f"{waiting} requests are waiting, limits.max_waiting is {self._max_waiting}: try again later",
+                f"{self._num_waiting} requests are waiting, limits.max_waiting is {self._max_waiting}: try again later",
                 retry_s=_RETRY_S,
             )
         entry = self._pool("prefill") or self._pool("unified")
-        replica = min(entry, key=lambda item: (self._tokens_on(item), item.plan.index))
+        replica = min(entry, key=lambda item: (self.held_tokens(item), item.plan.index))
         return self._start(request, replica=replica, handoff=replica.plan.pool == "prefill")
 
     def abort(self, generation: Generation) -> None:
@@ -84,6 +89,8 @@ class Dispatcher:
         for generation in self._generations.values():
             generation.fail(error)
         self._generations.clear()
+        self._held_tokens.clear()
+        self._num_waiting = 0
 
     async def probe(self, replica: Replica, *, target: Replica | None = None) -> None:
         """Sends real tokens through `replica`, and by hand-off to `target` where given; ClusterError on refusal."""
@@ -130,6 +137,7 @@ class Dispatcher:
         if generation.is_aborted:
             return
         generation.decode = generation.wanted_decode or max(self._pool("decode"), key=self._room)
+        self._held_tokens[generation.decode.name] += generation.request.num_tokens
         reserve = control_pb2.Reserve(
             request_id=generation.request_id,
             prompt_tokens=len(generation.request.prompt_ids),
@@ -150,6 +158,7 @@ class Dispatcher:
         generation.prefill.send(control_pb2.ToReplica(target=target))
 
     def _on_admitted(self, generation: Generation, _: Replica, admitted: control_pb2.Admitted) -> None:
+        self._num_waiting -= not generation.is_admitted
         generation.is_admitted = True
         generation.cached_tokens = admitted.cached_tokens
         generation.clock.admitted_s = generation.clock.now()
@@ -189,11 +198,13 @@ class Dispatcher:
 
     def _let_go(self, generation: Generation, replica: Replica) -> None:
         """`replica` holds nothing of it any more; where no other does either, it is over."""
+        self._held_tokens[replica.name] -= generation.request.num_tokens
         if replica is generation.prefill:
             generation.prefill = None
         else:
             generation.decode = None
         if generation.prefill is None and generation.decode is None:
+            self._num_waiting -= not generation.is_admitted
             del self._generations[generation.request_id]
 
     def _on_logits(self, generation: Generation, _: Replica, logits: control_pb2.Logits) -> None:
@@ -218,6 +229,8 @@ class Dispatcher:
     def _start(self, request: GenerationRequest, *, replica: Replica, handoff: bool) -> Generation:
         generation = Generation(request_id=secrets.randbits(64), request=request, prefill=replica)
         self._generations[generation.request_id] = generation
+        self._held_tokens[replica.name] += request.num_tokens
+        self._num_waiting += 1
         submit = control_pb2.Submit(
             request_id=generation.request_id,
             prompt_ids=request.prompt_ids,
@@ -233,14 +246,8 @@ class Dispatcher:
     def _pool(self, name: str) -> list[Replica]:
         return [replica for replica in self._replicas if replica.plan.pool == name]
 
-    def _tokens_on(self, replica: Replica) -> int:
-        """Tokens of the generations that `replica` prefills or serves whole."""
-        held = (item for item in self._generations.values() if item.prefill is replica)
-        return sum(len(item.request.prompt_ids) + item.request.max_new_tokens for item in held)
-
     def _room(self, replica: Replica) -> tuple[int, int]:
         """How much more a decode replica may take: its capacity less what generations there may come to hold."""
         shape, engine = replica.plan.shape, replica.plan.engine
         capacity = engine.kv_tokens * shape.attention.cp * shape.attention.dp
-        held = (item.request for item in self._generations.values() if item.decode is replica)
-        return capacity - sum(len(item.prompt_ids) + item.max_new_tokens for item in held), -replica.plan.index
+        return capacity - self.held_tokens(replica), -replica.plan.index

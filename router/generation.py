@@ -18,6 +18,11 @@ class GenerationRequest:
     sampling: control_pb2.Sampling
     probe: control_pb2.Probe = field(default_factory=control_pb2.Probe)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and output, at most."""
+        return len(self.prompt_ids) + self.max_new_tokens
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokensEvent:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from worker.thread_end import end_thread
+
 
 def torch_device(kind: str, *, index: int) -> torch.device:
     """The torch device of a rank; ranks on a CPU share it."""
@@ -39,7 +41,7 @@ class ResultSender:
     def close(self) -> None:
         """Ends the thread after what was put is delivered; idempotent."""
         self._queue.put(None)
-        self._thread.join(timeout=10)
+        end_thread(self._thread)
 
     def _run(self) -> None:
         try:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from proto import control_pb2, step_pb2
 from worker.handoff_plan import HandoffPlanner, HandoffSource, LaneRuns
 from worker.step_rows import PlacedChunk
+from worker.thread_end import end_thread
 from worker.transport.interface import Transport, WriteRuns
 
 #: How long a write of a peer over TCP may wait for this side, and a finished write for its report.
@@ -94,9 +95,9 @@ class HandoffThread:
         self._inbox.put(part)
 
     def close(self) -> None:
-        """Ends the thread after what was ordered is written; idempotent."""
+        """Ends the thread after what was ordered is written; idempotent. RuntimeError where it goes on writing."""
         self._inbox.put(None)
-        self._thread.join(timeout=10)
+        end_thread(self._thread)
 
     def _run(self) -> None:
         try:

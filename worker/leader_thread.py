@@ -9,6 +9,7 @@ from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
 from proto import control_pb2, step_pb2
 from worker.engine.leader import Leader
+from worker.thread_end import end_thread
 
 #: A replica to which nothing has come for so long is in no hurry.
 _QUIET_S = 1.0
@@ -52,9 +53,9 @@ class LeaderThread:
         self._inbox.put(message)
 
     def close(self) -> None:
-        """Ends the thread; idempotent."""
+        """Ends the thread; idempotent. RuntimeError where it does not end."""
         self._inbox.put(None)
-        self._thread.join(timeout=10)
+        end_thread(self._thread)
 
     def _run(self) -> None:
         try:

@@ -46,6 +46,24 @@ BROKEN: dict[str, tuple[str, str, int, list[str]]] = {
     "size below one": ("cp: 2", "cp: 0", 8, ["cp = 0", "too small"]),
     "duplicate key": ("    devices: 4\n", "    devices: 4\n    devices: 5\n", 7, ["devices"]),
     "address without a port": ("address: local", "address: far.example", 5, ["far.example", "no port"]),
+    "too little for a warm-up": (
+        "pools:",
+        "engine: {kv_tokens: 2, page_size: 1}\npools:",
+        7,
+        ["kv_tokens = 2", "does not hold the 5 tokens", "write kv_tokens: 5 or more"],
+    ),
+    "an exchange of less than three pages": (
+        "pools:",
+        "engine: {exchange_tokens: 40}\npools:",
+        7,
+        ["exchange_tokens = 40", "less than three pages of 16", "write exchange_tokens: 48 or more"],
+    ),
+    "no ep fits": (
+        "{cp: 2}}",
+        "{cp: 2}, experts: {moe_dp: 3}}",
+        8,
+        ["no ep fits moe_dp 3", "does not divide 2", "one of 1, 2 (nearest: 2)"],
+    ),
     "unified beside others": (
         "  decode",
         "  unified: {attention: {dp: 1}}\n  decode",

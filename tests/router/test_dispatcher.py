@@ -143,6 +143,7 @@ class Service:
         """Delivers and runs everything until nothing is left, and sees that nothing is held."""
         run_until_quiet(self.replicas, self.dispatcher)
         assert self.dispatcher.num_held == 0
+        assert not any(self.dispatcher.held_tokens(replica) for replica in self.replicas)
         for replica in self.replicas:
             assert not replica.started & self._never_started, "decode started on what was aborted before"
             assert replica.leader.is_idle
