@@ -15,7 +15,7 @@ from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ReplicaShape
 from proto import control_pb2, step_pb2
 from worker.engine.leader import Leader
-from worker.step_rows import SequenceTables
+from worker.step.rows import SequenceTables
 
 #: Of one token in one layer of the dense demo model at float32, and its layers: K and V of 3 heads of 64.
 TOKEN_BYTES = 2 * 3 * 64 * 4 * 30

@@ -17,9 +17,9 @@ from worker.blocks.rope import RotaryEmbedding
 from worker.kv_memory import KvMemory
 from worker.models.decoder import Decoder
 from worker.models.registry import build_layer
-from worker.runner import RankModel
-from worker.slot_tokens import SlotTokens
-from worker.stage_ends import DrawOutput, EmbeddingInput, PipelineInput, PipelineOutput, StageInput, StageOutput
+from worker.step.runner import RankModel
+from worker.step.slot_tokens import SlotTokens
+from worker.step.stage_ends import DrawOutput, EmbeddingInput, PipelineInput, PipelineOutput, StageInput, StageOutput
 from worker.weights import load_weights
 
 _EMBEDDING = "model.embed_tokens.weight"

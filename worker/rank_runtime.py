@@ -17,17 +17,17 @@ from parallel.models.registry import describe_checkpoint
 from parallel.wire import check_assignment, settings_from_wire, shape_from_wire
 from proto import control_pb2, step_pb2
 from worker.device import ResultSender, torch_device
-from worker.hand_off import HandOff, LayerWiseHandOff, NoHandOff
-from worker.handoff_plan import HandoffSource, SourceMemory
-from worker.handoff_thread import HandoffThread
+from worker.handoff.layer_wise import HandOff, LayerWiseHandOff, NoHandOff
+from worker.handoff.plan import HandoffSource, SourceMemory
+from worker.handoff.thread import HandoffThread
+from worker.handoff.transport.interface import MemoryRegion
+from worker.handoff.transport.nixl import NixlTransport
 from worker.kv_memory import KvMemory, allocate_kv
 from worker.leader_thread import LeaderThread
 from worker.rank_model import build_model, resolve_dtype
-from worker.runner import ModelRunner
 from worker.star import LeaderStar, MemberStar
-from worker.step_rows import SequenceTables
-from worker.transport.interface import MemoryRegion
-from worker.transport.nixl import NixlTransport
+from worker.step.rows import SequenceTables
+from worker.step.runner import ModelRunner
 
 Inbox = queue.SimpleQueue[Any]
 

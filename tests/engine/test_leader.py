@@ -11,7 +11,7 @@ from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, RankCoordinates, ReplicaShape
 from proto import control_pb2, step_pb2
 from worker.engine.leader import Leader
-from worker.step_rows import SequenceTables, StepRows
+from worker.step.rows import SequenceTables, StepRows
 
 STOP = 3
 

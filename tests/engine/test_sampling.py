@@ -11,7 +11,7 @@ from router.generation import GenerationRequest
 from tests.engine.test_parity import ENGINE, LAYOUTS, prompts
 from tests.harness.checkpoints import Oracle
 from tests.harness.running_router import RunningRouter, running_router, topology
-from worker.sampler import Draw, draw_tokens
+from worker.step.sampler import Draw, draw_tokens
 
 
 def sampled(prompt: tuple[int, ...], *, seed: int) -> GenerationRequest:

@@ -22,11 +22,11 @@ from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
 from proto import control_pb2, step_pb2
 from worker.engine.leader import Leader
-from worker.hand_off import NoHandOff
+from worker.handoff.layer_wise import NoHandOff
 from worker.kv_memory import allocate_kv
 from worker.rank_model import build_model
-from worker.runner import ModelRunner
-from worker.step_rows import SequenceTables
+from worker.step.rows import SequenceTables
+from worker.step.runner import ModelRunner
 
 MakeBackend = Callable[[AttentionSpec], AttentionBackend]
 

@@ -110,7 +110,7 @@ MUTANTS = (
     ),
     Mutant(
         name="a token on its way to the first stage",
-        path="worker/slot_tokens.py",
+        path="worker/step/slot_tokens.py",
         before="self._tokens[[slots[index] for index in kept]] = message[kept]",
         after="self._tokens[[slots[index] for index in kept]] = message[kept].flip(0)",
         pair="llama unified=pp2",

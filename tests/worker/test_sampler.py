@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from proto import control_pb2
-from worker.sampler import Draw, draw_tokens, filter_logits, gumbel_noise
+from worker.step.sampler import Draw, draw_tokens, filter_logits, gumbel_noise
 
 CPU = torch.device("cpu")
 

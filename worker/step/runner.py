@@ -15,11 +15,11 @@ from proto import step_pb2
 from worker.blocks.rope import RotaryEmbedding
 from worker.blocks.step_context import StepContext
 from worker.device import completion, to_host
-from worker.hand_off import HandOff
+from worker.handoff.layer_wise import HandOff
 from worker.models.decoder import Decoder
-from worker.slot_tokens import SlotTokens
-from worker.stage_ends import Drawn, StageInput, StageOutput
-from worker.step_rows import PlacedChunk, SequenceTables, StepRows
+from worker.step.rows import PlacedChunk, SequenceTables, StepRows
+from worker.step.slot_tokens import SlotTokens
+from worker.step.stage_ends import Drawn, StageInput, StageOutput
 
 
 @dataclass(frozen=True, kw_only=True)

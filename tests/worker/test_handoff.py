@@ -14,10 +14,10 @@ from parallel.shape import AttentionSizes, ReplicaShape
 from parallel.wire import sizes_to_wire
 from proto import control_pb2, step_pb2
 from tests import tiny_models
-from worker.handoff_plan import HandoffSource, SourceMemory
-from worker.handoff_thread import ComputedPart, HandoffThread
-from worker.step_rows import PlacedChunk, RankSequence, page_places
-from worker.transport.interface import WriteRuns
+from worker.handoff.plan import HandoffSource, SourceMemory
+from worker.handoff.thread import ComputedPart, HandoffThread
+from worker.handoff.transport.interface import WriteRuns
+from worker.step.rows import PlacedChunk, RankSequence, page_places
 
 MODEL = tiny_models.describe(tiny_models.llama(num_hidden_layers=3))
 SHAPE = ReplicaShape(attention=AttentionSizes(), experts=None)

@@ -13,7 +13,7 @@ import numpy as np
 
 from parallel.communicator import PeerLostError
 from proto import control_pb2
-from worker.transport.interface import MemoryRegion, WriteRuns
+from worker.handoff.transport.interface import MemoryRegion, WriteRuns
 
 
 class NixlTransport:

@@ -14,7 +14,7 @@ import torch
 
 from parallel.communicator import Channel
 from parallel.groups import RankGroups
-from worker.step_rows import StepRows
+from worker.step.rows import StepRows
 
 #: Of a message that the first stage will receive: the slot of a token that nobody embeds any more.
 _NONE = -1

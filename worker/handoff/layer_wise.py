@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 
 from worker.device import completion
-from worker.handoff_plan import layer_parts
-from worker.handoff_thread import ComputedPart
-from worker.step_rows import PlacedChunk
+from worker.handoff.plan import layer_parts
+from worker.handoff.thread import ComputedPart
+from worker.step.rows import PlacedChunk
 
 
 class Outgoing(Protocol):

@@ -16,9 +16,9 @@ import torch
 from parallel.communicator import Channel
 from parallel.groups import RankGroups
 from worker.blocks.vocabulary import Embedding, Output
-from worker.sampler import Draw, draw_tokens
-from worker.slot_tokens import SlotTokens
-from worker.step_rows import PlacedChunk, StepRows
+from worker.step.rows import PlacedChunk, StepRows
+from worker.step.sampler import Draw, draw_tokens
+from worker.step.slot_tokens import SlotTokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from proto import control_pb2, step_pb2
-from worker.handoff_plan import HandoffPlanner, HandoffSource, LaneRuns
-from worker.step_rows import PlacedChunk
+from worker.handoff.plan import HandoffPlanner, HandoffSource, LaneRuns
+from worker.handoff.transport.interface import Transport, WriteRuns
+from worker.step.rows import PlacedChunk
 from worker.thread_end import end_thread
-from worker.transport.interface import Transport, WriteRuns
 
 #: How long a write of a peer over TCP may wait for this side, and a finished write for its report.
 _POLL_S = 0.002

@@ -10,8 +10,8 @@ from parallel.handoff import CacheLayout, Copy, Lane, byte_runs, cache_layout, p
 from parallel.model_share import ModelShare
 from parallel.wire import shape_from_wire
 from proto import control_pb2
-from worker.step_rows import PlacedChunk
-from worker.transport.interface import WriteRuns
+from worker.handoff.transport.interface import WriteRuns
+from worker.step.rows import PlacedChunk
 
 #: Bytes of a chunk that go in one message to a peer.
 PART_BYTES = 1 << 20
