@@ -16,7 +16,7 @@ from attention.gather_kv import GatherKv
 from attention.interface import AttentionBackend
 from attention.pass_q import PassQ
 from attention.ring_kv import RingKv
-from parallel.communicator import Communicator
+from parallel.collectives.communicator import Communicator
 
 
 class Exchange(Protocol):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from attention.exchange_choice import ExchangePolicy
 from attention.exchange_chunk import ExchangeChunk, rows_seeing
 from attention.interface import AttentionBackend, AttentionRows
-from parallel.communicator import Communicator
+from parallel.collectives.communicator import Communicator
 
 
 class PassQ:

@@ -17,7 +17,7 @@ import torch
 from attention.exchange_choice import ExchangePolicy
 from attention.exchange_chunk import ExchangeChunk, rows_seeing
 from attention.interface import AttentionBackend, AttentionPlan, AttentionRows
-from parallel.communicator import Communicator
+from parallel.collectives.communicator import Communicator
 
 
 @dataclass(frozen=True, kw_only=True)

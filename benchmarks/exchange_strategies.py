@@ -25,8 +25,8 @@ from attention.interface import AttentionSpec
 from attention.select import create_backend
 from benchmarks.report import Report
 from parallel.chunk import Segment, choose_offset, cut_chunk
-from parallel.communicator import CollectiveClock, Communicator
-from parallel.groups import Rendezvous, build_groups
+from parallel.collectives.communicator import CollectiveClock, Communicator
+from parallel.collectives.groups import Rendezvous, build_groups
 from parallel.handoff import PageOwners, PagePlace
 from parallel.link import LINKS
 from parallel.page_table import PageTable

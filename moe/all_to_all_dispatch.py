@@ -12,7 +12,7 @@ import torch
 
 from moe.dispatch import DispatchedRows
 from moe.packing import pack_rows, unpack_rows
-from parallel.communicator import Communicator
+from parallel.collectives.communicator import Communicator
 
 
 class AllToAllDispatcher:

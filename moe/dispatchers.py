@@ -6,7 +6,7 @@ from moe.all_to_all_dispatch import AllToAllDispatcher
 from moe.dispatch import Dispatcher, LocalDispatcher
 from moe.dispatch_choice import Dispatch, DispatchPolicy
 from moe.gather_dispatch import GatherDispatcher
-from parallel.communicator import Communicator
+from parallel.collectives.communicator import Communicator
 
 
 class Dispatchers:

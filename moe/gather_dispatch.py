@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from moe.dispatch import NO_SLOT, DispatchedRows
 from moe.packing import pack_rows, unpack_rows
-from parallel.communicator import Communicator
+from parallel.collectives.communicator import Communicator
 
 
 class GatherDispatcher:

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from parallel.communicator import PeerLostError
+from parallel.collectives.communicator import PeerLostError
 from proto import control_pb2
 from worker.frames import FrameSocket
 from worker.rank_runtime import Inbox, RankRuntime

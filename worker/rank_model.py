@@ -7,7 +7,7 @@ import torch
 
 from attention.exchange_choice import ExchangePolicy, Strategy
 from attention.interface import AttentionBackend, AttentionSpec
-from parallel.groups import RankGroups
+from parallel.collectives.groups import RankGroups
 from parallel.link import LINKS
 from parallel.model_share import ModelShare
 from parallel.settings import EngineSettings

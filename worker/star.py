@@ -14,7 +14,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from parallel.communicator import PeerLostError
+from parallel.collectives.communicator import PeerLostError
 from proto import step_pb2
 from worker.frames import FrameSocket
 

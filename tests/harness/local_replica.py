@@ -14,8 +14,8 @@ import torch
 from torch._C._distributed_c10d import HashStore
 
 from attention.interface import AttentionBackend, AttentionSpec
-from parallel.communicator import CollectiveClock
-from parallel.groups import Rendezvous, build_groups
+from parallel.collectives.communicator import CollectiveClock
+from parallel.collectives.groups import Rendezvous, build_groups
 from parallel.model_share import ModelShare
 from parallel.models.registry import describe_checkpoint
 from parallel.settings import EngineSettings

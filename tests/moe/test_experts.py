@@ -9,7 +9,7 @@ from moe.dispatch import NO_SLOT
 from moe.experts import TorchExperts
 from moe.gate import choose_experts
 from moe.gather_dispatch import GatherDispatcher
-from parallel.communicator import LocalCommunicator
+from parallel.collectives.communicator import LocalCommunicator
 from worker.linear import PlainLinear
 
 HIDDEN, WIDTH, EXPERTS, TOP_K = 12, 7, 6, 3

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch._C._distributed_c10d import HashStore
 
-from parallel.communicator import Channel, CollectiveClock, PeerLostError
-from parallel.groups import RankGroups, Rendezvous, build_groups
-from parallel.rows import gather_rows, reduce_scatter_rows
+from parallel.collectives.communicator import Channel, CollectiveClock, PeerLostError
+from parallel.collectives.groups import RankGroups, Rendezvous, build_groups
+from parallel.collectives.rows import gather_rows, reduce_scatter_rows
 from parallel.shape import AttentionSizes, ReplicaShape
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._C._distributed_c10d import Backend
 
-from parallel.communicator import Channel
-from parallel.nccl import NcclCommunicator
+from parallel.collectives.communicator import Channel
+from parallel.collectives.nccl import NcclCommunicator
 
 
 class Work:

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 
 from attention.interface import AttentionBackend, AttentionSpec
 from moe.experts import Linear
-from parallel.communicator import Communicator
-from parallel.rows import gather_rows, reduce_scatter_rows
+from parallel.collectives.communicator import Communicator
+from parallel.collectives.rows import gather_rows, reduce_scatter_rows
 from worker.blocks.head_norm import QkNorm
 from worker.blocks.rope import rotate
 from worker.blocks.step_context import StepContext

@@ -7,7 +7,7 @@ import torch
 from moe.dispatch_choice import Dispatch, DispatchPolicy
 from moe.dispatchers import Dispatchers
 from moe.slots import SlotMap
-from parallel.communicator import Communicator
+from parallel.collectives.communicator import Communicator
 from parallel.link import LINKS
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings

@@ -6,7 +6,7 @@ import torch
 
 from attention.interface import AttentionBackend, AttentionSpec
 from moe.experts import Linear, TorchExperts
-from parallel.groups import RankGroups
+from parallel.collectives.groups import RankGroups
 from parallel.models.description import ModelDescription
 from worker.blocks.attention import AttentionBlock
 from worker.blocks.expert_share import ExpertShare

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from moe.experts import Linear
-from parallel.communicator import Communicator
-from parallel.rows import gather_rows, reduce_scatter_rows
+from parallel.collectives.communicator import Communicator
+from parallel.collectives.rows import gather_rows, reduce_scatter_rows
 
 
 class Embedding:

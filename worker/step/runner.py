@@ -10,7 +10,7 @@ from attention.exchange import plan_exchange
 from attention.exchange_choice import ExchangePolicy
 from attention.exchange_chunk import ExchangeChunk
 from attention.interface import AttentionBackend, KvWrite
-from parallel.communicator import CollectiveClock, Communicator
+from parallel.collectives.communicator import CollectiveClock, Communicator
 from proto import step_pb2
 from worker.blocks.rope import RotaryEmbedding
 from worker.blocks.step_context import StepContext

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from parallel.communicator import Channel
-from parallel.groups import RankGroups
+from parallel.collectives.communicator import Channel
+from parallel.collectives.groups import RankGroups
 from worker.step.rows import StepRows
 
 #: Of a message that the first stage will receive: the slot of a token that nobody embeds any more.

@@ -13,8 +13,8 @@ from typing import Protocol
 
 import torch
 
-from parallel.communicator import Channel
-from parallel.groups import RankGroups
+from parallel.collectives.communicator import Channel
+from parallel.collectives.groups import RankGroups
 from worker.blocks.vocabulary import Embedding, Output
 from worker.step.rows import PlacedChunk, StepRows
 from worker.step.sampler import Draw, draw_tokens

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from parallel.communicator import PeerLostError
+from parallel.collectives.communicator import PeerLostError
 from proto import control_pb2
 from worker.handoff.transport.interface import MemoryRegion, WriteRuns
 

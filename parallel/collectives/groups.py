@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
-from parallel.communicator import Channel, CollectiveClock, Communicator, LocalCommunicator
-from parallel.gloo import GlooCommunicator
-from parallel.nccl import NcclCommunicator
+from parallel.collectives.communicator import Channel, CollectiveClock, Communicator, LocalCommunicator
+from parallel.collectives.gloo import GlooCommunicator
+from parallel.collectives.nccl import NcclCommunicator
 from parallel.shape import ReplicaShape
 
 #: What travels point to point along an axis.

@@ -2,7 +2,7 @@
 
 import torch
 
-from parallel.communicator import Communicator
+from parallel.collectives.communicator import Communicator
 
 
 def gather_rows(group: Communicator, x: torch.Tensor) -> torch.Tensor:

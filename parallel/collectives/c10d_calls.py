@@ -7,7 +7,7 @@ named alike in torch 2.11 and 2.13, which torch.distributed's own functions are 
 from collections.abc import Callable
 from typing import Any
 
-from parallel.communicator import PeerLostError
+from parallel.collectives.communicator import PeerLostError
 
 
 def run_collective(collective: Callable[..., Any], *arguments: object) -> None:
