@@ -6,6 +6,8 @@ Run: `python -m benchmarks.demo_pools` after `make demo-model`. The router runs 
 import argparse
 import asyncio
 import time
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import uvloop
@@ -13,35 +15,35 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bench import drain
+from benchmarks.pools import greedy
 from proto import control_pb2
 from router.check import check_file
 from router.dispatcher import Dispatcher
 from router.errors import ClusterError
-from router.generation import GenerationRequest
+from router.generation import Generation
 from router.server import RouterServer
 
 PROMPT_TOKENS = 256
 BATCHES = (1, 16)
 
 
-def request(index: int, *, new_tokens: int) -> GenerationRequest:
-    """A greedy request of `PROMPT_TOKENS` tokens, another one for each index."""
-    return GenerationRequest(
-        prompt_ids=tuple((index * 7919 + position * 104729) % 40000 + 100 for position in range(PROMPT_TOKENS)),
-        max_new_tokens=new_tokens,
-        stop_token_ids=frozenset(),
-        sampling=control_pb2.Sampling(temperature=0, top_p=1),
-    )
+async def measure(
+    dispatcher: Dispatcher, *, batch: int, new_tokens: int, seeds: Iterator[int]
+) -> tuple[float, float, float, float]:
+    """Tokens/s of prefill and of decode, decode's seconds a step, and the share of it inside collectives.
 
+    Every prompt has a seed of its own: none finds another in the prefix cache.
+    """
 
-async def measure(dispatcher: Dispatcher, *, batch: int, new_tokens: int) -> tuple[float, float, float, float]:
-    """Tokens/s of prefill and of decode, decode's seconds a step, and the share of it inside collectives."""
+    def submit(num_tokens: int) -> Generation:
+        return dispatcher.submit(greedy(PROMPT_TOKENS, seed=next(seeds), new_tokens=num_tokens))
+
     (decode,) = (replica for replica in dispatcher.replicas if replica.plan.pool == "decode")
     started = time.perf_counter()
-    for generation in [dispatcher.submit(request(1000 * batch + index, new_tokens=1)) for index in range(batch)]:
+    for generation in [submit(1) for _ in range(batch)]:
         await drain(generation)
     prefill_s = time.perf_counter() - started
-    generations = [dispatcher.submit(request(100 + index, new_tokens=new_tokens)) for index in range(batch)]
+    generations = [submit(new_tokens) for _ in range(batch)]
     while not all(generation.clock.handed_off_s for generation in generations):
         await asyncio.sleep(0.001)
     before, started = control_pb2.Load(), time.perf_counter()
@@ -65,15 +67,15 @@ async def measure(dispatcher: Dispatcher, *, batch: int, new_tokens: int) -> tup
 async def run(config: Path, *, new_tokens: int) -> Table:
     """Starts the topology, measures each batch after one unmeasured run, ends it."""
     console = Console(stderr=True)
-    server = RouterServer(check_file(config))
+    server, seeds = RouterServer(check_file(config)), count()
     table = Table(title=f"{config.name}, prompts of {PROMPT_TOKENS} tokens, {new_tokens} new")
     for heading in ("batch", "prefill tokens/s", "decode tokens/s", "decode ms a step", "in collectives"):
         table.add_column(heading, justify="right")
     try:
         await server.start(console)
-        await measure(server.dispatcher, batch=max(BATCHES), new_tokens=8)
+        await measure(server.dispatcher, batch=max(BATCHES), new_tokens=8, seeds=seeds)
         for batch in BATCHES:
-            found = await measure(server.dispatcher, batch=batch, new_tokens=new_tokens)
+            found = await measure(server.dispatcher, batch=batch, new_tokens=new_tokens, seeds=seeds)
             prefill, decode, step_s, share = found
             table.add_row(str(batch), f"{prefill:.0f}", f"{decode:.1f}", f"{step_s * 1e3:.1f}", f"{share:.0%}")
     finally:
