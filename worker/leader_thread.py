@@ -64,16 +64,21 @@ class LeaderThread:
                 events = self._leader.take_events()
                 if events:
                     self._tell_router(control_pb2.FromReplica(events=events))
-                self._prove_when_idle()
+                self._prove_when_quiet()
                 self._watch_steps()
+            self._prove()
         except BaseException as error:  # the thread's edge: the rank must not go on without it
             self._fail(error)
 
-    def _prove_when_idle(self) -> None:
+    def _prove_when_quiet(self) -> None:
         """Proves the pages' integrity once after work, when nothing has come for a while: it walks over every page."""
         if not self._leader.is_idle:
             self._is_proven = False
-        elif self._is_quiet and not self._is_proven:
+        elif self._is_quiet:
+            self._prove()
+
+    def _prove(self) -> None:
+        if self._leader.is_idle and not self._is_proven:
             self._leader.check_integrity()
             self._is_proven = True
 
