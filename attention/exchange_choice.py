@@ -6,6 +6,8 @@ With T new and P cached tokens, H query and Hkv KV heads of size D, e bytes an e
 
     KV       (cp - 1) / cp * 2 (T + P) Hkv D e          gathered at once, or in a ring behind the attention
     queries  (cp - 1) / cp * T H (2 D e + 4)            there and, with a log-sum-exp of 4 bytes, back
+
+and, but for gathered KV, merges (cp - 1) / cp * T H D e of partial outputs.
 """
 
 from collections.abc import Sequence
@@ -71,8 +73,12 @@ class ExchangePolicy:
         query_bytes = share * new_tokens * self.num_heads * (2 * size * self.element_bytes + 4)
         attention_s = 4 * new_tokens * (cached_tokens + new_tokens / 2) * self.num_heads * size / cp / link.flops
         kv_s = kv_bytes / link.bytes_per_s
+        merge_s = share * new_tokens * self.num_heads * size * self.element_bytes / link.merge_bytes_per_s
         return {
             Strategy.GATHER: kv_s + link.latency_s,
-            Strategy.RING: max(kv_s - share * attention_s, 0.0) + 2 * (cp - 1) * link.latency_s,
-            Strategy.PASS_Q: query_bytes / link.bytes_per_s + 2 * link.latency_s,
+            Strategy.RING: kv_s
+            - link.hidden * min(kv_s, share * attention_s)
+            + merge_s
+            + 2 * (cp - 1) * link.latency_s,
+            Strategy.PASS_Q: query_bytes / link.bytes_per_s + merge_s + 2 * link.latency_s,
         }

@@ -228,8 +228,9 @@ def report(seconds: dict[tuple[Case, Strategy], float], link: LinkFigures, *, to
         f"{link.bytes_per_s / 1e9:.2f} GB/s, {link.latency_s * 1e3:.2f} ms a message"
     )
     page.note(
-        f"the chooser reckons with {used.flops / 1e9:.0f} GFLOP/s, {used.bytes_per_s / 1e9:.2f} GB/s and "
-        f"{used.latency_s * 1e3:.2f} ms"
+        f"the chooser reckons with {used.flops / 1e9:.0f} GFLOP/s, {used.bytes_per_s / 1e9:.2f} GB/s, "
+        f"{used.latency_s * 1e3:.2f} ms and {used.merge_bytes_per_s / 1e9:.2f} GB/s of partial outputs merged, and "
+        f"that attention hides {used.hidden:.0%} of a transfer"
     )
 
     def plot(axes: Any) -> None:

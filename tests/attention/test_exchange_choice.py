@@ -9,7 +9,7 @@ from attention.exchange_choice import ExchangePolicy, Strategy
 from attention.exchange_chunk import ExchangeChunk
 from parallel.chunk import Segment, choose_offset, cut_chunk
 from parallel.handoff import PagePlace
-from parallel.link import LinkSpeed
+from parallel.link import LINKS, LinkSpeed
 from parallel.page_table import PageTable
 
 PAGE = 16
@@ -20,7 +20,7 @@ PAPER = ExchangePolicy(
     num_kv_heads=1,
     head_dim=128,
     element_bytes=2,
-    link=LinkSpeed(flops=5e14, bytes_per_s=2e10, latency_s=2e-5),
+    link=LinkSpeed(flops=5e14, bytes_per_s=2e10, latency_s=2e-5, merge_bytes_per_s=4e11, hidden=1.0),
     max_tokens=1 << 20,
 )
 
@@ -32,7 +32,7 @@ def policy(*, max_tokens: int, forced: Strategy | None = None) -> ExchangePolicy
         num_kv_heads=2,
         head_dim=64,
         element_bytes=4,
-        link=LinkSpeed(flops=6e10, bytes_per_s=1.5e9, latency_s=5e-4),
+        link=LINKS["cpu"],
         max_tokens=max_tokens,
         forced=forced,
     )
