@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from attention.exchange_chunk import ExchangeChunk
+from parallel.exchange_memory import gathered_parts
 from parallel.link import LinkSpeed
 
 
@@ -52,8 +53,8 @@ class ExchangePolicy:
             )
             if strategy is Strategy.GATHER:
                 after = [held[c] + chunk.num_pages_of(c, page_size=self.page_size) for c in range(cp)]
-                # Every coordinate's part is padded to the longest; beside them lies what this one sends.
-                if (cp + 1) * max(after) * self.page_size > self.max_tokens:
+                # Every coordinate's part is padded to the longest.
+                if gathered_parts(cp) * max(after) * self.page_size > self.max_tokens:
                     strategy = Strategy.RING
                 else:
                     held = after

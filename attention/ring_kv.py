@@ -18,6 +18,7 @@ from attention.exchange_choice import ExchangePolicy
 from attention.exchange_chunk import ExchangeChunk, rows_seeing
 from attention.interface import AttentionBackend, AttentionPlan, AttentionRows
 from parallel.collectives.communicator import Communicator
+from parallel.exchange_memory import RING_BLOCKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class RingKv:
             for segment in chunk.segments_of(group.index)
         ]
         self._own = backend.plan(own)
-        block_pages = max(policy.max_tokens // (3 * policy.page_size), 1)
+        block_pages = max(policy.max_tokens // (RING_BLOCKS * policy.page_size), 1)
         self._blocks = list(self._plan_blocks(block_pages, device=device))
 
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:

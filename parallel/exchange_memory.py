@@ -9,7 +9,14 @@ from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
 from parallel.sharding import kv_elements_per_layer
 
+#: Blocks of a ring that a rank holds at once: one comes, one is worked on, one goes.
+RING_BLOCKS = 3
 _FLOAT_BYTES = 4
+
+
+def gathered_parts(cp: int) -> int:
+    """Coordinates' parts of the KV that a rank holds while it is gathered: all, and once more its own that goes out."""
+    return cp + 1
 
 
 def exchange_bytes(
@@ -24,8 +31,8 @@ def exchange_bytes(
     cp = shape.attention.cp
     if cp == 1:
         return 0
-    # Every coordinate's pages and, once more, the rank's own on their way out: there is no more to be held.
-    held_tokens = min(settings.exchange_tokens, (cp + 1) * settings.kv_tokens)
+    # With every page of every coordinate gathered there is no more to be held.
+    held_tokens = min(settings.exchange_tokens, gathered_parts(cp) * settings.kv_tokens)
     layer_elements = max(kv_elements_per_layer(description, tp=shape.attention.tp).values())
     heads = description.num_heads // shape.attention.tp
     query_bytes = description.head_dim * settings.dtype_bytes

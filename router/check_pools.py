@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from parallel.admission import WARM_UP_NEW_TOKENS, WARM_UP_PROMPT_TOKENS, pages_needed
+from parallel.exchange_memory import RING_BLOCKS
 from parallel.models.description import ModelDescription
 from parallel.sharding import check_heads, experts_of
 from router.config import Config, PoolConfig
@@ -117,12 +118,12 @@ class PoolCheck:
                 "it serves",
                 remedy=f"write kv_tokens: {needed_tokens} or more",
             )
-        if cp > 1 and engine.exchange_tokens < 3 * page:
+        if cp > 1 and engine.exchange_tokens < RING_BLOCKS * page:
             yield self.source.problem(
                 self._blame("exchange_tokens", "page_size"),
                 what=f"exchange_tokens {engine.exchange_tokens} is less than three pages of {page}: one comes, one is "
                 "worked on, one goes",
-                remedy=f"write exchange_tokens: {3 * page} or more, or a smaller page_size",
+                remedy=f"write exchange_tokens: {RING_BLOCKS * page} or more, or a smaller page_size",
             )
         hosts = pool_hosts(self.config, self.pool)
         if self.description is not None and hosts:

@@ -46,8 +46,10 @@ class LeaderStar:
         with socket.create_server((address, 0), backlog=world_size) as server:
             threading.Thread(target=_accept, args=(server, join, joined), name="star", daemon=True).start()
             store.set(_KEY, f"{address}:{server.getsockname()[1]}")
-            self._wait_for_all(joined, world_size=world_size, timeout_s=timeout_s)
-            server.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+            try:
+                self._wait_for_all(joined, world_size=world_size, timeout_s=timeout_s)
+            finally:
+                server.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
 
     def broadcast(self, message: step_pb2.ToMember) -> None:
         """Sends to every rank, its own last, so that the others are not behind it."""
