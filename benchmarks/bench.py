@@ -15,6 +15,7 @@ from proto import control_pb2
 from router.dispatcher import Dispatcher
 from router.errors import ClusterError
 from router.generation import FailedEvent, FinishedEvent, Generation, GenerationRequest
+from router.handoff_pairs import meet, part
 from router.launcher_client import LauncherClient
 from router.local_launcher import LocalLauncher
 from router.replica_client import ReplicaClient
@@ -121,10 +122,14 @@ class Bench:
             for replica in replicas:
                 replica.attach(on_events=dispatcher.on_events, on_gone=self._lose)
             dispatcher.set_replicas(replicas)
-            for replica in replicas[:-1]:
-                replica.send(control_pb2.ToReplica(peer=replicas[-1].peer()))
+            pairs = [(replicas[0], target) for target in replicas[1:]]
+            for source, target in pairs:
+                await meet(source, target)
             dispatcher.open()
             yield
+            # The next epoch takes the target's memory: late writes must have landed, or never will.
+            for source, target in pairs:
+                await part(source, target)
         finally:
             for replica in replicas:
                 await replica.close()
@@ -138,12 +143,6 @@ class Bench:
         return generations
 
     async def _assign(self, plan: ReplicaPlan, *, model: str) -> ReplicaClient:
-        replica = ReplicaClient(plan, epoch=self._epoch, launcher=self._launcher)
-
-        def on_event(event: control_pb2.AssignEvent) -> None:
-            if event.WhichOneof("event") == "ready":
-                replica.endpoints[event.ready.global_rank] = event.ready.endpoint
-
         request = assign_request(
             plan,
             host=self._host,
@@ -155,8 +154,8 @@ class Bench:
             secret=self._epoch,
             start_timeout_s=100,
         )
-        await self._launcher.assign(request, on_event=on_event)
-        return replica
+        await self._launcher.assign(request, on_event=lambda _: None)
+        return ReplicaClient(plan, epoch=self._epoch, launcher=self._launcher)
 
     def _lose(self, reason: str) -> None:
         """Ends what runs at once: a rank that is gone never answers."""

@@ -18,6 +18,7 @@ from proto import control_pb2
 from router.config import LOCAL, TimeoutsConfig
 from router.dispatcher import Dispatcher
 from router.errors import ClusterError
+from router.handoff_pairs import meet
 from router.launcher_client import LauncherClient
 from router.local_launcher import LocalLauncher
 from router.progress import StartProgress
@@ -96,7 +97,7 @@ class Cluster:
         for replica in self._replicas.values():
             replica.attach(on_events=self._dispatcher.on_events, on_gone=partial(self._on_stream_gone, replica.plan))
         self._dispatcher.set_replicas(list(self._replicas.values()))
-        self._introduce_peers()
+        await self._introduce_peers()
         await self._warm_up(progress)
         self._dispatcher.open()
 
@@ -184,15 +185,14 @@ class Cluster:
             return
         part = (replica.name, event.ready.global_rank)
         del self._waiting_for[part]
-        replica.endpoints[event.ready.global_rank] = event.ready.endpoint
         for phase in ("groups", "weights", "ranks"):
             progress.advance(phase, part)
         logger.info("rank ready: replica=%s rank=%d seconds=%.2f", *part, event.ready.seconds)
 
-    def _introduce_peers(self) -> None:
-        for replica in _of(self._replicas.values(), "prefill"):
-            for target in _of(self._replicas.values(), "decode"):
-                replica.send(control_pb2.ToReplica(peer=target.peer()))
+    async def _introduce_peers(self) -> None:
+        replicas = list(self._replicas.values())
+        sources, targets = _of(replicas, "prefill"), _of(replicas, "decode")
+        await _all(meet(source, target) for source in sources for target in targets)
 
     def _on_lost(self, host: str, lost: control_pb2.RankLost) -> None:
         self._fail(f"host {host}, rank {lost.global_rank} of {lost.replica}: {lost.reason}", cause=lost.cause)

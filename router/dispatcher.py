@@ -8,15 +8,24 @@ In a unified pool, or for a single token, the first step is all. A reservation i
 that it writes nothing any more.
 """
 
+import logging
 import secrets
 from collections import defaultdict
 from collections.abc import Sequence
 
 from parallel.admission import WARM_UP_NEW_TOKENS, WARM_UP_PROMPT_TOKENS, check_fits
 from proto import control_pb2
-from router.errors import ClusterError, InvalidRequestError, OverloadedError
+from router.errors import (
+    ClusterError,
+    HandoffFailedError,
+    InvalidRequestError,
+    ModelFailedError,
+    OverloadedError,
+)
 from router.generation import FailedEvent, FinishedEvent, Generation, GenerationRequest
 from router.replica import Replica
+
+logger = logging.getLogger(__name__)
 
 _PROBE_SAMPLING = control_pb2.Sampling(temperature=0, top_p=1)
 _RETRY_S = 1.0
@@ -30,6 +39,7 @@ class Dispatcher:
         self._generations: dict[int, Generation] = {}
         self._replicas: list[Replica] = []
         self._held_tokens: dict[str, int] = defaultdict(int)  # by replica, what its generations may come to hold
+        self._quarantined: dict[tuple[str, str], list[int]] = defaultdict(list)  # requests by source and target
         self._num_waiting = 0
         self._closed: Exception | None = None
         self._is_open = False
@@ -114,6 +124,8 @@ class Dispatcher:
             kind = event.WhichOneof("event")
             if kind == "load":
                 replica.load.CopyFrom(event.load)
+            elif kind == "peer_answered":
+                continue  # of the replica itself, not of a generation
             elif kind == "tokens":
                 self._on_tokens(event.tokens)
             else:
@@ -185,11 +197,34 @@ class Dispatcher:
 
     def _on_ended(self, generation: Generation, replica: Replica, ended: control_pb2.Ended) -> None:
         if replica is generation.prefill and generation.decode is not None and not generation.is_handed_off:
-            release = control_pb2.Release(request_id=generation.request_id)
-            generation.decode.send(control_pb2.ToReplica(release=release))
-        if ended.reason != "handoff":
+            if ended.writes_may_land:
+                self._quarantine(generation, source=replica, target=generation.decode)
+            else:
+                _release(generation.request_id, on=generation.decode)
+        if ended.reason not in ("handoff", "failed"):
             generation.finish(ended.reason)
         self._let_go(generation, replica)
+
+    def _on_failed(self, generation: Generation, replica: Replica, failed: control_pb2.Failed) -> None:
+        """Its client hears at once; what replicas hold of it comes back with `Ended`."""
+        kind = HandoffFailedError if failed.kind == control_pb2.FAILURE_KIND_HANDOFF else ModelFailedError
+        generation.fail(kind(f"{replica.name}: {failed.message}"))
+        generation.is_aborted = True  # there is nothing left to abort
+
+    def _quarantine(self, generation: Generation, *, source: Replica, target: Replica) -> None:
+        """Bytes of a write that failed may wait in the target's sockets: its pages are used again only when that side
+        has closed the writer.
+        """
+        logger.warning(
+            "target pages stay out of use: request_id=%016x source=%s target=%s",
+            *(generation.request_id, source.name, target.name),
+        )
+        self._quarantined[source.name, target.name].append(generation.request_id)
+
+    def release_quarantined(self, source: Replica, target: Replica) -> None:
+        """`target` has closed the writer `source`: what failed hand-offs between them kept may be used again."""
+        for request_id in self._quarantined.pop((source.name, target.name), []):
+            _release(request_id, on=target)
 
     def _on_refused(self, generation: Generation, replica: Replica, refused: control_pb2.Refused) -> None:
         generation.fail(InvalidRequestError(f"{replica.name}: {refused.message}"))
@@ -251,3 +286,7 @@ class Dispatcher:
         shape, engine = replica.plan.shape, replica.plan.engine
         capacity = engine.kv_tokens * shape.attention.cp * shape.attention.dp
         return capacity - self.held_tokens(replica), -replica.plan.index
+
+
+def _release(request_id: int, *, on: Replica) -> None:
+    on.send(control_pb2.ToReplica(release=control_pb2.Release(request_id=request_id)))

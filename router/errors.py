@@ -15,6 +15,14 @@ class InvalidRequestError(ValueError):
     """A client's request that cannot be served as it is; the text names field, value and allowed range."""
 
 
+class ModelFailedError(Exception):
+    """The model's own numbers gave out for one request; the text says where."""
+
+
+class HandoffFailedError(Exception):
+    """A request's KV did not get from prefill to decode; the client may try again."""
+
+
 class OverloadedError(Exception):
     """Too many requests wait; the client may try again after `retry_s`."""
 
@@ -29,8 +37,10 @@ def grpc_status(error: Exception) -> tuple[grpc.StatusCode, str, Trailing]:
         return grpc.StatusCode.INVALID_ARGUMENT, str(error), ()
     if isinstance(error, OverloadedError):
         return grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), (("grpc-status-details-bin", _retry_details(error)),)
-    if isinstance(error, ClusterError):
+    if isinstance(error, ClusterError | HandoffFailedError):
         return grpc.StatusCode.UNAVAILABLE, str(error), ()
+    if isinstance(error, ModelFailedError):
+        return grpc.StatusCode.INTERNAL, str(error), ()
     return grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}", ()
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import grpc
 
 from parallel.topology import ReplicaPlan
-from parallel.wire import sizes_to_wire
 from proto import control_pb2
+from router.errors import ClusterError
 from router.launcher_client import LauncherClient
+from router.peer_orders import PeerOrders
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ class ReplicaClient:
     def __init__(self, plan: ReplicaPlan, *, epoch: int, launcher: LauncherClient) -> None:
         self.plan = plan
         self.epoch = epoch
-        self.endpoints: dict[int, bytes] = {}
+        self.peers = PeerOrders(self.send)
         self.load = control_pb2.Load()
         self._launcher = launcher
         self._outbox: asyncio.Queue[control_pb2.ToReplica] = asyncio.Queue()
@@ -31,16 +32,6 @@ class ReplicaClient:
     def name(self) -> str:
         """pool/index."""
         return self.plan.name
-
-    def peer(self) -> control_pb2.Peer:
-        """What a prefill replica needs to hand sequences to this one."""
-        return control_pb2.Peer(
-            replica=self.name,
-            epoch=self.epoch,
-            sizes=sizes_to_wire(self.plan.shape),
-            page_size=self.plan.engine.page_size,
-            endpoints=[self.endpoints[rank] for rank in range(self.plan.shape.world_size)],
-        )
 
     def attach(
         self,
@@ -69,6 +60,7 @@ class ReplicaClient:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
+        self.peers.fail(ClusterError(f"{self.name}: its stream is closed"))
 
     async def _write(self, call: "grpc.aio.StreamStreamCall[control_pb2.ToReplica, control_pb2.FromReplica]") -> None:
         while True:
@@ -81,6 +73,9 @@ class ReplicaClient:
         on_events: Callable[["ReplicaClient", control_pb2.FromReplica], None],
     ) -> None:
         async for message in call:
+            for event in message.events:
+                if event.WhichOneof("event") == "peer_answered":
+                    self.peers.take(event.peer_answered)
             on_events(self, message)
 
     def _tell_end(self, task: "asyncio.Task[None]", *, on_gone: Callable[[str], None]) -> None:
@@ -90,4 +85,6 @@ class ReplicaClient:
         if error is not None and not isinstance(error, grpc.aio.AioRpcError):
             logger.error("replica stream failed: replica=%s", self.name, exc_info=error)
         reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
-        on_gone(f"the stream to its leader ended ({reason or 'closed by the launcher'})")
+        sentence = f"the stream to its leader ended ({reason or 'closed by the launcher'})"
+        self.peers.fail(ClusterError(f"{self.name}: {sentence}"))
+        on_gone(sentence)

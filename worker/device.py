@@ -14,6 +14,12 @@ def torch_device(kind: str, *, index: int) -> torch.device:
     return torch.device("cpu") if kind == "cpu" else torch.device(kind, index)
 
 
+def use_device(device: torch.device) -> None:
+    """Makes `device` the calling thread's own: a thread without a CUDA context finds no way between GPUs."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def to_host(x: torch.Tensor) -> torch.Tensor:
     """x in host memory once `completion` is reached: a later step's work is not waited for."""
     if x.device.type == "cpu":

@@ -106,10 +106,14 @@ class LeaderThread:
             elif kind == "whereabouts":
                 if message.whereabouts.in_collective:
                     self._waiting_ranks.add(message.whereabouts.global_rank)
+            elif kind == "writes_failed":
+                self._leader.handle_writes_failed(message.writes_failed)
+            elif kind == "peer_answer":
+                self._leader.handle_peer_answer(message.peer_answer)
             else:
                 self._leader.handle_writes(message.writes)
-        elif message.WhichOneof("message") == "peer":
-            self._broadcast(step_pb2.ToMember(peer=message.peer))
+        elif message.WhichOneof("message") == "peer_order":
+            self._broadcast(step_pb2.ToMember(peer_order=message.peer_order))
         else:
             self._leader.handle(message)
 

@@ -7,6 +7,7 @@ stopped then, by the kernel.
 
 import argparse
 import ctypes
+import gc
 import logging
 import os
 import queue
@@ -25,7 +26,8 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 from parallel.collectives.communicator import PeerLostError
 from proto import control_pb2
 from worker.frames import FrameSocket
-from worker.rank_runtime import Inbox, RankRuntime
+from worker.rank_runtime import Inbox, RankRuntime, store_prefix
+from worker.store_keys import forget_keys
 
 logger = logging.getLogger(__name__)
 
@@ -60,17 +62,21 @@ class RankProcess:
         """Blocking: serves until the launcher is gone."""
         threading.Thread(target=self._read, name="launcher", daemon=True).start()
         while True:
-            item = self._inbox.get()
-            try:
-                if isinstance(item, _Order):
-                    self._take_order(item)
-                else:
-                    runtime, message = item
-                    # What the leader of a runtime that is about to be replaced still says would fail half-way.
-                    if self._runtime is not None and runtime is self._runtime and not self._is_replaced(self._order):
-                        self._runtime.handle(message)
-            except Exception as error:  # the process's edge
-                self._fail_of(self._order, error)
+            self._take_next()
+
+    def _take_next(self) -> None:
+        """Waits for one order or message and carries it out: when this returns, nothing here refers to it."""
+        item = self._inbox.get()
+        try:
+            if isinstance(item, _Order):
+                self._take_order(item)
+            else:
+                runtime, message = item
+                # What the leader of a runtime that is about to be replaced still says would fail half-way.
+                if self._runtime is not None and runtime is self._runtime and not self._is_replaced(self._order):
+                    self._runtime.handle(message)
+        except Exception as error:  # the process's edge
+            self._fail_of(self._order, error)
 
     def _fail_of(self, order: int, error: BaseException) -> None:
         """Ends the process for an error of the runtime built by `order`, unless another order has replaced it.
@@ -105,10 +111,18 @@ class RankProcess:
         """Closes what is there, then builds what the order asks for, if anything."""
         self._order = order.number
         if self._runtime is not None:
-            self._runtime.close()
-            self._runtime = None
+            self._end_epoch(self._runtime)
         if order.assign is not None:
             self._assign(order.assign)
+
+    def _end_epoch(self, runtime: RankRuntime) -> None:
+        """Nothing of an epoch outlives it: its KV alone may be most of the memory."""
+        runtime.close()
+        self._runtime = None
+        if self._store is not None:
+            forget_keys(self._store, prefix=f"{runtime.store_prefix}/")
+        # What refers to itself in a circle, a traceback for one, is not seen by the count of references.
+        gc.collect()
 
     def _assign(self, message: control_pb2.AssignRank) -> None:
         started = time.perf_counter()
@@ -116,15 +130,13 @@ class RankProcess:
         self._runtime = RankRuntime(
             assignment,
             global_rank=rank,
-            store=PrefixStore(f"{assignment.replica}/{assignment.epoch}", self._connect_store(assignment, rank=rank)),
+            store=PrefixStore(store_prefix(assignment), self._connect_store(assignment, rank=rank)),
             inbox=self._inbox,
             tell_launcher=partial(self._tell_of, assignment),
             fail=partial(self._fail_of, self._order),
         )
         logger.info("assigned replica=%s rank=%d epoch=%d", assignment.replica, rank, assignment.epoch)
-        ready = control_pb2.RankReady(
-            global_rank=rank, endpoint=self._runtime.endpoint, seconds=time.perf_counter() - started
-        )
+        ready = control_pb2.RankReady(global_rank=rank, seconds=time.perf_counter() - started)
         self._tell_of(assignment, control_pb2.FromRank(ready=ready))
 
     def _connect_store(self, assignment: control_pb2.AssignRequest, *, rank: int) -> Any:

@@ -10,7 +10,7 @@ from torch._C._distributed_c10d import PrefixStore
 from attention.select import create_backend
 from parallel.checkpoint import fingerprint, resolve_model
 from parallel.collectives.communicator import CollectiveClock
-from parallel.collectives.groups import Rendezvous, build_groups
+from parallel.collectives.groups import RankGroups, Rendezvous, build_groups
 from parallel.handoff import cache_layout
 from parallel.model_share import ModelShare
 from parallel.models.registry import describe_checkpoint
@@ -19,9 +19,10 @@ from proto import control_pb2, step_pb2
 from worker.device import ResultSender, torch_device
 from worker.handoff.layer_wise import HandOff, LayerWiseHandOff, NoHandOff
 from worker.handoff.plan import HandoffSource, SourceMemory
-from worker.handoff.thread import HandoffThread
+from worker.handoff.receiver import HandoffReceiver
+from worker.handoff.sender import HandoffSender
 from worker.handoff.transport.interface import MemoryRegion
-from worker.handoff.transport.nixl import NixlTransport
+from worker.handoff.transport.nixl import NixlSource, NixlTarget
 from worker.kv_memory import KvMemory, allocate_kv
 from worker.leader_thread import LeaderThread
 from worker.rank_model import build_model, resolve_dtype
@@ -30,6 +31,11 @@ from worker.step.rows import SequenceTables
 from worker.step.runner import ModelRunner
 
 Inbox = queue.SimpleQueue[Any]
+
+
+def store_prefix(assignment: control_pb2.AssignRequest) -> str:
+    """The part of the replica's store that belongs to its epoch."""
+    return f"{assignment.replica}/{assignment.epoch}"
 
 
 class RankRuntime:
@@ -56,46 +62,60 @@ class RankRuntime:
         self._coordinates = check_assignment(self._shape, given)
         self._device = torch_device(assignment.device_kind, index=given.device)
         self._clock = CollectiveClock()
+        self._is_closed = False
         self._results = ResultSender(self._device, fail=fail)
-        self._endpoint = b""
-        self._groups = self._build_groups(given, store)
-        self._build_model()
+        self._groups: RankGroups | None = None
+        self._handoff: HandoffSender | HandoffReceiver | None = None
+        self._runner: ModelRunner | None = None
         self._leader: LeaderThread | None = None
-        self._star = self._join_star(store)
-
-    @property
-    def endpoint(self) -> bytes:
-        """What a hand-off peer needs to write here."""
-        return self._endpoint
+        self._star: LeaderStar | MemberStar | None = None
+        try:
+            self._groups = self._build_groups(given, store)
+            self._runner = self._build_runner(self._groups)
+            self._star = self._join_star(store)
+        except BaseException:  # raised on: what is half built must not outlive this either
+            self.close()
+            raise
 
     def to_leader(self, message: control_pb2.ToReplica) -> None:
         """Hands a message of the router to the leader; ValueError where this rank is not it. A stale one is dropped."""
-        if message.epoch != self._assignment.epoch:
+        if message.epoch != self._assignment.epoch or self._is_closed:
             return
         if self._leader is None:
             raise ValueError(f"rank {self._coordinates.global_rank} of {self._assignment.replica} is not its leader")
         self._leader.put(message)
 
     def handle(self, message: step_pb2.ToMember) -> None:
-        """Takes one message of the leader: runs a step, or makes a hand-off peer known."""
-        if message.WhichOneof("message") == "peer":
+        """Takes one message of the leader: runs a step, or hands on an order about a hand-off's other side."""
+        if message.WhichOneof("message") == "peer_order":
             assert self._handoff is not None, "a unified pool has no peers"
-            self._handoff.connect(message.peer)
+            self._handoff.take(message.peer_order)
             return
+        assert self._runner is not None
         result = self._runner.run(message.plan)
-        self._results.put(lambda: self._star.send(step_pb2.FromMember(result=result())))
+        self._results.put(lambda: self._report(step_pb2.FromMember(result=result())))
 
     def close(self) -> None:
-        """Ends threads and connections; idempotent."""
-        if self._leader is not None:
-            self._leader.close()
-        self._results.close()
-        self._star.close()
-        self._groups.close()
-        if self._handoff is not None:
-            self._handoff.close()
+        """Ends threads and connections, and gives up all that the epoch held; idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for part in (self._leader, self._results, self._star, self._groups, self._handoff):
+            if part is not None:
+                part.close()
+        # What these were given refers back to this object: they end here, and not when a circle is found.
+        self._leader = self._groups = self._handoff = self._runner = None
 
-    def _build_groups(self, given: control_pb2.RankAssignment, store: Any) -> Any:
+    @property
+    def store_prefix(self) -> str:
+        """What all keys of this epoch in the replica's store begin with."""
+        return store_prefix(self._assignment)
+
+    def _report(self, message: step_pb2.FromMember) -> None:
+        assert self._star is not None
+        self._star.send(message)
+
+    def _build_groups(self, given: control_pb2.RankAssignment, store: Any) -> RankGroups:
         self._progress("groups", 0.0)
         return build_groups(
             self._shape,
@@ -112,7 +132,7 @@ class RankRuntime:
             clock=self._clock,
         )
 
-    def _build_model(self) -> None:
+    def _build_runner(self, groups: RankGroups) -> ModelRunner:
         settings, folder = self._settings, resolve_model(self._assignment.model)
         share = ModelShare(description=describe_checkpoint(folder), shape=self._shape, coordinates=self._coordinates)
         kernel = settings.attention_kernel
@@ -121,14 +141,13 @@ class RankRuntime:
             folder,
             share,
             settings=settings,
-            groups=self._groups,
+            groups=groups,
             memory=memory,
             make_backend=partial(create_backend, kind=None if kernel == "auto" else kernel),
             progress=lambda fraction: self._progress("weights", fraction),
         )
-        self._memory = memory
-        self._handoff = None if self._assignment.pool == "unified" else self._build_handoff(share, memory)
-        self._runner = ModelRunner(
+        self._handoff = self._build_handoff(share, memory)
+        return ModelRunner(
             model,
             tables=SequenceTables(
                 shape=self._shape,
@@ -136,22 +155,31 @@ class RankRuntime:
                 settings=settings,
             ),
             global_rank=self._coordinates.global_rank,
-            cp=self._groups["attn_cp"],
+            cp=groups["attn_cp"],
             clock=self._clock,
-            hand_off=self._hand_off(),
+            hand_off=self._hand_off(memory),
         )
 
-    def _build_handoff(self, share: ModelShare, memory: KvMemory) -> HandoffThread:
+    def _build_handoff(self, share: ModelShare, memory: KvMemory) -> HandoffSender | HandoffReceiver | None:
+        """What writes, of a prefill pool; what is written to, of a decode pool."""
         region = MemoryRegion(
             address=memory.region.data_ptr(),
             num_bytes=memory.region.nbytes,
             layer_bytes=memory.layer_bytes,
             device=None if self._device.type == "cpu" else self._device.index,
         )
-        transport = NixlTransport(region)
-        self._endpoint = transport.endpoint().SerializeToString()
-        return HandoffThread(
-            transport,
+        if self._assignment.pool == "unified":
+            return None
+        if self._assignment.pool == "decode":
+            return HandoffReceiver(
+                NixlTarget(region),
+                global_rank=self._coordinates.global_rank,
+                device=self._device,
+                report=self._report,
+                fail=self._fail,
+            )
+        return HandoffSender(
+            NixlSource(region),
             source=HandoffSource(
                 share=share,
                 layout=cache_layout(share.description, shape=self._shape, page_size=self._settings.page_size),
@@ -162,19 +190,19 @@ class RankRuntime:
                     token_elements=share.description.head_dim,
                 ),
             ),
-            receives=self._assignment.pool == "decode",
-            report=lambda done: self._star.send(step_pb2.FromMember(writes=done)),
+            write_timeout_s=self._settings.step_timeout_s,
+            device=self._device,
+            report=self._report,
             fail=self._fail,
         )
 
-    def _hand_off(self) -> HandOff:
-        if self._handoff is None or self._assignment.pool != "prefill":
+    def _hand_off(self, memory: KvMemory) -> HandOff:
+        if not isinstance(self._handoff, HandoffSender):
             return NoHandOff()
-        region = self._memory.region
         return LayerWiseHandOff(
             send=self._handoff.send,
-            num_layers=len(region),
-            token_bytes=region[0, 0].nbytes // self._settings.page_size,
+            num_layers=len(memory.region),
+            token_bytes=memory.region[0, 0].nbytes // self._settings.page_size,
             coordinate=self._coordinates.attn_cp_rank,
             device=self._device,
         )
@@ -195,8 +223,9 @@ class RankRuntime:
             return MemberStar(store=store, join=join, timeout_s=timeout_s, deliver=deliver_own)
 
         def deliver(message: step_pb2.FromMember) -> None:
-            assert self._leader is not None
-            self._leader.put(message)
+            leader = self._leader
+            if leader is not None:  # a late word of a member whose epoch has ended here
+                leader.put(message)
 
         star = LeaderStar(
             store=store,
@@ -221,7 +250,7 @@ class RankRuntime:
         whereabouts = step_pb2.Whereabouts(
             global_rank=self._coordinates.global_rank, in_collective=self._clock.is_inside
         )
-        self._star.send(step_pb2.FromMember(whereabouts=whereabouts))
+        self._report(step_pb2.FromMember(whereabouts=whereabouts))
 
     def _progress(self, phase: str, fraction: float) -> None:
         progress = control_pb2.RankProgress(global_rank=self._coordinates.global_rank, phase=phase, fraction=fraction)

@@ -1,11 +1,14 @@
-"""The thread that writes a hand-off, over a transport inside this process: what arrives, what is reported, and whom it
-still knows.
+"""The thread that writes a hand-off, over a transport inside this process: what arrives, what is reported, whom it
+still knows, and what becomes of writes that fail or do not end.
 """
 
 import ctypes
 import queue
+from collections.abc import Callable
 
 import numpy as np
+import pytest
+import torch
 
 from parallel.handoff import PagePlace, cache_layout
 from parallel.model_share import ModelShare
@@ -15,8 +18,8 @@ from parallel.wire import sizes_to_wire
 from proto import control_pb2, step_pb2
 from tests import tiny_models
 from worker.handoff.plan import HandoffSource, SourceMemory
-from worker.handoff.thread import ComputedPart, HandoffThread
-from worker.handoff.transport.interface import WriteRuns
+from worker.handoff.sender import ComputedPart, HandoffSender
+from worker.handoff.transport.interface import WriteFailedError, WriteRuns
 from worker.step.rows import PlacedChunk, RankSequence, page_places
 
 MODEL = tiny_models.describe(tiny_models.llama(num_hidden_layers=3))
@@ -30,16 +33,18 @@ def memory() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 
 
 class InProcessTransport:
-    """Writes into memory of this process; each write is done one look after it was begun."""
+    """Writes into memory of this process. A write is done one look after it was begun, unless its target stands still
+    or is in `broken`: then it fails, to begin with or after it was begun.
+    """
 
     def __init__(self) -> None:
         self.peers: list[str] = []
         self.is_closed = False
+        self.still: set[str] = set()
+        self.refusing: set[str] = set()
+        self.broken: set[str] = set()
         self._count = 0
-        self._pending: set[int] = set()
-
-    def endpoint(self) -> control_pb2.Endpoint:
-        raise AssertionError("nobody writes here")
+        self._pending: dict[int, str] = {}
 
     def connect(self, endpoint: control_pb2.Endpoint) -> str:
         self.peers.append(endpoint.agent.decode())
@@ -50,20 +55,23 @@ class InProcessTransport:
 
     def write(self, peer: str, runs: WriteRuns, *, target_device: int) -> object:
         assert peer in self.peers
-        for source, target, size in runs.tolist():
+        if peer in self.refusing:
+            raise WriteFailedError("it has not begun")
+        for source, target, size in runs.tolist() if peer not in self.still | self.broken else []:
             ctypes.memmove(target, source, size)
         self._count += 1
-        self._pending.add(self._count)
+        self._pending[self._count] = peer
         return self._count
 
     def is_done(self, handle: object) -> bool:
         assert isinstance(handle, int)
-        was_pending = handle in self._pending
-        self._pending.discard(handle)
-        return not was_pending
-
-    def progress(self) -> None:
-        pass
+        peer = self._pending.get(handle)
+        if peer in self.still:
+            return False
+        self._pending.pop(handle, None)
+        if peer in self.broken:
+            raise WriteFailedError("it broke off")
+        return peer is None
 
     def close(self) -> None:
         self.is_closed = True
@@ -72,13 +80,13 @@ class InProcessTransport:
 class Side:
     """A running thread with its source memory, and what it reported."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, write_timeout_s: float = 60) -> None:
         self.kv = memory()
         self.kv[:] = np.random.default_rng(0).random(self.kv.shape)
         self.transport = InProcessTransport()
-        self.reports: queue.Queue[step_pb2.WritesDone] = queue.Queue()
+        self.reports: queue.Queue[step_pb2.FromMember] = queue.Queue()
         self.errors: list[BaseException] = []
-        self.thread = HandoffThread(
+        self.thread = HandoffSender(
             self.transport,
             source=HandoffSource(
                 share=ModelShare(description=MODEL, shape=SHAPE, coordinates=SHAPE.coordinates(0)),
@@ -90,7 +98,8 @@ class Side:
                     token_elements=MODEL.head_dim,
                 ),
             ),
-            receives=True,
+            write_timeout_s=write_timeout_s,
+            device=torch.device("cpu"),
             report=self.reports.put,
             fail=self.errors.append,
         )
@@ -100,14 +109,16 @@ class Side:
         endpoint = control_pb2.Endpoint(
             agent=f"epoch {epoch}".encode(), base_address=target.ctypes.data, layer_bytes=target[0].nbytes
         )
-        peer = control_pb2.Peer(
-            replica="decode/0",
-            epoch=epoch,
-            sizes=sizes_to_wire(SHAPE),
-            page_size=PAGE,
-            endpoints=[endpoint.SerializeToString()],
+        connect = control_pb2.ConnectTarget(
+            sizes=sizes_to_wire(SHAPE), page_size=PAGE, endpoints=[endpoint.SerializeToString()]
         )
-        self.thread.connect(peer)
+        self.thread.take(control_pb2.PeerOrder(replica="decode/0", epoch=epoch, connect_target=connect))
+        assert self.reports.get(timeout=10).peer_answer.order == "connect_target"
+
+    def forget(self, *, epoch: int, is_dead: bool = False) -> None:
+        """Orders that the decode replica be forgotten."""
+        forget = control_pb2.ForgetTarget(is_dead=is_dead)
+        self.thread.take(control_pb2.PeerOrder(replica="decode/0", epoch=epoch, forget_target=forget))
 
     def send(self, request_id: int, *, epoch: int, layers: range) -> None:
         """Two pages of a sequence, 0 and 1 here, 3 and 2 there, in `layers`."""
@@ -130,7 +141,23 @@ class Side:
         self.thread.send(ComputedPart(item=item, layers=layers, is_last=is_last, wait=lambda: None))
 
     def report(self) -> step_pb2.WritesDone:
-        return self.reports.get(timeout=10)
+        report = self.reports.get(timeout=10)
+        assert report.WhichOneof("message") == "writes", report
+        return report.writes
+
+    def failure(self) -> step_pb2.WritesFailed:
+        report = self.reports.get(timeout=10)
+        assert report.WhichOneof("message") == "writes_failed", report
+        return report.writes_failed
+
+    def assert_forgotten(self, *, epoch: int) -> None:
+        answer = self.reports.get(timeout=10).peer_answer
+        assert (answer.order, answer.replica, answer.epoch) == ("forget_target", "decode/0", epoch)
+
+    def assert_silent(self) -> None:
+        """Nothing is reported, for as long as one may wait."""
+        with pytest.raises(queue.Empty):
+            self.reports.get(timeout=0.1)
 
 
 def test_a_chunk_is_reported_once_after_its_last_layer_with_all_its_bytes() -> None:
@@ -142,54 +169,132 @@ def test_a_chunk_is_reported_once_after_its_last_layer_with_all_its_bytes() -> N
     done = side.report()
     side.thread.close()
     assert (done.request_id, done.end_position, done.bytes) == (7, 2 * PAGE, 2 * side.kv[:, 0].nbytes)
+    assert not done.may_land
     assert np.array_equal(target[:, [3, 2]], side.kv[:, [0, 1]])
     assert not target[:, [0, 1, 4, 5]].any()
     assert side.reports.empty() and not side.errors and side.transport.is_closed
 
 
-def test_a_targets_later_epoch_takes_the_place_of_the_earlier_ones() -> None:
+def test_nothing_is_kept_of_twenty_epochs_that_were_forgotten() -> None:
     side = Side()
     targets = [memory() for _ in range(20)]
     for epoch, target in enumerate(targets, 1):
         side.meet(target, epoch=epoch)
         side.send(epoch, epoch=epoch, layers=range(MODEL.num_layers))
         assert side.report().request_id == epoch
-    side.send(99, epoch=20, layers=range(MODEL.num_layers))
-    side.report()
+        side.forget(epoch=epoch)
+        side.assert_forgotten(epoch=epoch)
+        assert not side.transport.peers
     side.thread.close()
-    assert side.transport.peers == ["epoch 20"]
     for target in targets:
         assert np.array_equal(target[:, [3, 2]], side.kv[:, [0, 1]])
     assert not side.errors
 
 
-def test_what_is_left_for_a_replaced_epoch_is_not_written_and_still_reported() -> None:
+def test_what_is_left_for_a_forgotten_epoch_is_not_written_and_ends_its_hand_off() -> None:
     side, old, new = Side(), memory(), memory()
     side.meet(old, epoch=1)
+    side.forget(epoch=1)
+    side.assert_forgotten(epoch=1)
     side.meet(new, epoch=2)
-    side.send(1, epoch=2, layers=range(MODEL.num_layers))
-    assert side.report().bytes  # by now the first epoch is forgotten
     side.send(2, epoch=1, layers=range(MODEL.num_layers))
+    assert "not there any more" in side.failure().reason
     done = side.report()
     side.thread.close()
-    assert (done.request_id, done.bytes) == (2, 0)
-    assert not old.any() and not side.errors
+    assert (done.request_id, done.bytes, done.may_land) == (2, 0, False)
+    assert not old.any() and not new.any() and not side.errors
 
 
-def test_a_chunk_that_is_under_way_ends_in_the_epoch_that_it_began_in() -> None:
-    side, old, new = Side(), memory(), memory()
-    side.meet(old, epoch=1)
+def test_a_target_is_forgotten_only_when_no_write_to_it_is_under_way() -> None:
+    side, target = Side(), memory()
+    side.meet(target, epoch=1)
+    side.transport.still.add("epoch 1")
+    side.send(1, epoch=1, layers=range(MODEL.num_layers))
+    side.forget(epoch=1)
+    side.assert_silent()
+    # What is ordered from now on does not keep it waiting.
+    side.send(2, epoch=1, layers=range(MODEL.num_layers))
+    assert side.failure().request_id == 2
+    assert side.report().request_id == 2
+    side.transport.still.clear()
+    assert side.report().request_id == 1
+    side.assert_forgotten(epoch=1)
+    side.thread.close()
+    assert not side.errors
+
+
+def test_a_target_known_to_be_dead_is_forgotten_at_once_and_its_hand_offs_end() -> None:
+    side, target = Side(), memory()
+    side.meet(target, epoch=1)
+    side.transport.still.add("epoch 1")
+    side.send(1, epoch=1, layers=range(MODEL.num_layers))
+    side.forget(epoch=1)
+    side.assert_silent()
+    side.forget(epoch=1, is_dead=True)
+    assert "dead" in side.failure().reason
+    assert not side.report().may_land
+    side.assert_forgotten(epoch=1)
+    side.thread.close()
+    assert not side.errors and not side.transport.peers
+
+
+def test_a_write_that_does_not_end_in_time_ends_its_hand_off_and_is_reported_when_it_has_ended() -> None:
+    side, target = Side(write_timeout_s=0.05), memory()
+    side.meet(target, epoch=1)
+    side.transport.still.add("epoch 1")
+    side.send(1, epoch=1, layers=range(MODEL.num_layers))
+    assert "within 0.05 s" in side.failure().reason
+    side.assert_silent()  # the pages of both sides are still in use
+    side.transport.still.clear()
+    assert side.report().request_id == 1
+    side.thread.close()
+    assert not side.errors
+
+
+@pytest.mark.parametrize(
+    ("break_it", "may_land", "reason"),
+    [
+        (lambda transport: transport.refusing, False, "has not begun"),
+        (lambda transport: transport.broken, True, "broke off"),
+    ],
+)
+def test_a_write_that_fails_ends_its_own_hand_off_and_the_next_one_connects_anew(
+    break_it: Callable[[InProcessTransport], set[str]], may_land: bool, reason: str
+) -> None:
+    side, targets = Side(), [memory(), memory()]
+    for epoch, target in enumerate(targets, 1):
+        side.meet(target, epoch=epoch)
+    break_it(side.transport).add("epoch 1")
     side.send(1, epoch=1, layers=range(1))
-    side.meet(new, epoch=2)
+    side.send(2, epoch=2, layers=range(MODEL.num_layers))
+    assert reason in side.failure().reason
+    assert side.report().request_id == 2
     side.send(1, epoch=1, layers=range(1, MODEL.num_layers))
+    done = side.report()
+    assert (done.request_id, done.may_land) == (1, may_land)
+    assert np.array_equal(targets[1][:, [3, 2]], side.kv[:, [0, 1]])
+    break_it(side.transport).clear()
+    side.send(3, epoch=1, layers=range(MODEL.num_layers))
     assert side.report().bytes == 2 * side.kv[:, 0].nbytes
     side.thread.close()
-    assert np.array_equal(old[:, [3, 2]], side.kv[:, [0, 1]]) and not new.any()
+    assert np.array_equal(targets[0][:, [3, 2]], side.kv[:, [0, 1]])
+    assert not side.errors and sorted(side.transport.peers) == ["epoch 1", "epoch 2"]
 
 
-def test_an_epoch_that_was_never_introduced_ends_the_rank() -> None:
+def test_a_target_that_stands_still_does_not_keep_a_rank_from_closing() -> None:
+    side, target = Side(), memory()
+    side.meet(target, epoch=1)
+    side.transport.still.add("epoch 1")
+    side.send(1, epoch=1, layers=range(MODEL.num_layers))
+    side.thread.close()
+    assert side.transport.is_closed and not side.errors
+
+
+def test_a_target_that_was_never_introduced_ends_that_hand_off() -> None:
     side = Side()
     side.meet(memory(), epoch=1)
-    side.send(1, epoch=2, layers=range(1))
+    side.send(1, epoch=2, layers=range(MODEL.num_layers))
+    assert "not there" in side.failure().reason
+    assert side.report().bytes == 0
     side.thread.close()
-    assert "not known in epoch 2" in str(side.errors[0])
+    assert not side.errors

@@ -123,6 +123,11 @@ class Coordinate:
             last = end // self._settings.page_size
             self.pages.publish(sequence.request_id, sequence.page_keys.digests[first:last], first=first)
 
+    def withdraw(self, sequence: Sequence) -> None:
+        """What `sequence` computed is not to be trusted: no other finds it from now on."""
+        sequence.page_keys = None
+        self.pages.withdraw(sequence.request_id)
+
     def release(self, sequence: Sequence) -> None:
         """Gives up what an ended sequence holds; where the prefix cache is on, its outputs' full pages stay there."""
         if sequence.page_keys is not None:

@@ -14,6 +14,7 @@ from parallel.shape import ReplicaShape
 from proto import control_pb2, step_pb2
 from worker.engine.coordinate import Coordinate
 from worker.engine.pages import PageAllocator
+from worker.engine.peer_orders import PeerOrders
 from worker.engine.prefix_cache import PageKeys
 from worker.engine.reservations import Reservations
 from worker.engine.sequence import Sequence, from_start, from_submit
@@ -46,6 +47,7 @@ class Leader:
         self._sequences: dict[int, Sequence] = {}
         self._waiting: deque[Sequence] = deque()
         self._reservations = Reservations(self._coordinates, cp=shape.attention.cp)
+        self._peer_orders = PeerOrders(world_size=shape.world_size)
         self._steps: dict[int, _StepInFlight] = {}
         self._next_step_id = 0
         self._has_freed = False
@@ -101,12 +103,28 @@ class Leader:
                 continue
             if result.logits:
                 self._emit_logits(sequence, result.logits[index])
-            self._draw(sequence, token_id)
+            if slot in result.not_finite:
+                self._break(sequence)
+            else:
+                self._draw(sequence, token_id)
+
+    def handle_peer_answer(self, answer: step_pb2.PeerAnswer) -> None:
+        """Takes one rank's word that it has carried out an order about a replica of the other pool."""
+        answered = self._peer_orders.take(answer)
+        if answered is not None:
+            self._emit(control_pb2.Event(peer_answered=answered))
+
+    def handle_writes_failed(self, failed: step_pb2.WritesFailed) -> None:
+        """Takes one rank's word that a hand-off cannot be: it ends; its pages stay while a write is under way."""
+        sequence = self._sequences[failed.request_id]
+        if sequence.finish_reason in ("", "handoff"):
+            self._fail(sequence, f"rank {failed.global_rank}: {failed.reason}", kind=control_pb2.FAILURE_KIND_HANDOFF)
 
     def handle_writes(self, done: step_pb2.WritesDone) -> None:
-        """Takes one rank's word that its writes of one chunk are in the target's memory."""
+        """Takes one rank's word that of its writes of one chunk none is under way any more."""
         sequence = self._sequences[done.request_id]
         sequence.pending_writes -= 1
+        sequence.writes_may_land |= done.may_land
         sequence.handed_off_bytes += done.bytes
         before = sequence.write_seconds.get(done.global_rank, 0.0)
         sequence.write_seconds[done.global_rank] = before + done.seconds
@@ -273,6 +291,18 @@ class Leader:
         self._tokens.request_ids.append(sequence.request_id)
         self._tokens.token_ids.append(token_id)
 
+    def _break(self, sequence: Sequence) -> None:
+        """Ends a sequence whose logits hold no numbers; what it computed is found by nobody any more."""
+        place = len(sequence.tokens) - sequence.num_prompt_tokens
+        message = f"the model's logits for output token {place} hold NaN or infinity"
+        self._fail(sequence, message, kind=control_pb2.FAILURE_KIND_NOT_FINITE)
+        self._coordinates[sequence.dp].withdraw(sequence)
+
+    def _fail(self, sequence: Sequence, message: str, *, kind: control_pb2.FailureKind) -> None:
+        sequence.finish_reason = "failed"
+        failed = control_pb2.Failed(request_id=sequence.request_id, kind=kind, message=message)
+        self._emit(control_pb2.Event(failed=failed))
+
     def _finish_step(self, step_id: int) -> None:
         for sequence, _ in self._steps.pop(step_id).chunks:
             sequence.in_flight -= 1
@@ -289,7 +319,7 @@ class Leader:
             self._leaves.append(sequence.slot)
         if sequence.finish_reason == "handoff":
             self._emit(control_pb2.Event(handoff_done=self._handoff_done(sequence)))
-        self._emit_ended(sequence.request_id, sequence.finish_reason)
+        self._emit_ended(sequence.request_id, sequence.finish_reason, writes_may_land=sequence.writes_may_land)
 
     def _join(self, sequence: Sequence) -> step_pb2.SequenceJoin:
         places = self._coordinates[sequence.dp].pages.table(sequence.request_id)[: sequence.num_joined_pages]
@@ -350,8 +380,9 @@ class Leader:
         admitted = control_pb2.Admitted(request_id=sequence.request_id, cached_tokens=cached)
         self._emit(control_pb2.Event(admitted=admitted))
 
-    def _emit_ended(self, request_id: int, reason: str) -> None:
-        self._emit(control_pb2.Event(ended=control_pb2.Ended(request_id=request_id, reason=reason)))
+    def _emit_ended(self, request_id: int, reason: str, *, writes_may_land: bool = False) -> None:
+        ended = control_pb2.Ended(request_id=request_id, reason=reason, writes_may_land=writes_may_land)
+        self._emit(control_pb2.Event(ended=ended))
 
     def _emit_logits(self, sequence: Sequence, values: bytes) -> None:
         logits = control_pb2.Logits(request_id=sequence.request_id, output_index=sequence.num_drawn, float32=values)

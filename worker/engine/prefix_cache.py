@@ -36,13 +36,14 @@ class PrefixCache:
         self._places: dict[bytes, PagePlace] = {}
         self._readers: dict[bytes, int] = {}
         self._idle: list[OrderedDict[bytes, None]] = [OrderedDict() for _ in range(cp)]
+        self._withdrawn: set[bytes] = set()
 
     def match(self, digests: Iterable[bytes]) -> list[PagePlace]:
         """The places of the longest run of `digests`, from the first on, that is here."""
         found = []
         for digest in digests:
             place = self._places.get(digest)
-            if place is None:
+            if place is None or digest in self._withdrawn:
                 break
             found.append(place)
         return found
@@ -73,12 +74,27 @@ class PrefixCache:
         self._places[digest], self._readers[digest] = place, 1
         return True
 
-    def release(self, digests: Sequence[bytes]) -> None:
-        """One reader less of each page, given in order of position; the end of a prefix is evicted before its start."""
+    def withdraw(self, digests: Iterable[bytes]) -> None:
+        """Pages that are read here, and that nobody is to find any more; they go with their last reader."""
+        self._withdrawn.update(digests)
+
+    def release(self, digests: Sequence[bytes]) -> list[PagePlace]:
+        """One reader less of each page, given in order of position; the end of a prefix is evicted before its start.
+
+        Returns the places of withdrawn pages that nobody reads any more: they are here no longer.
+        """
+        gone = []
         for digest in reversed(digests):
             self._readers[digest] -= 1
-            if not self._readers[digest]:
+            if self._readers[digest]:
+                continue
+            if digest in self._withdrawn:
+                self._withdrawn.remove(digest)
+                del self._readers[digest]
+                gone.append(self._places.pop(digest))
+            else:
                 self._idle[self._places[digest].coordinate][digest] = None
+        return gone
 
     def evict(self, coordinate: int) -> int:
         """Gives up the idle page of `coordinate` that was used least recently, and returns its number."""

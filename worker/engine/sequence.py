@@ -44,6 +44,8 @@ class Sequence:
     pending_writes: int = 0
     handed_off_bytes: int = 0
     write_seconds: dict[int, float] = field(default_factory=dict)
+    writes_may_land: bool = False
+    num_prompt_tokens: int = 0
     finish_reason: str = ""
     joined: bool = field(default=False)
 
@@ -91,6 +93,7 @@ def from_submit(message: control_pb2.Submit) -> Sequence:
     return Sequence(
         request_id=message.request_id,
         tokens=tokens,
+        num_prompt_tokens=len(message.prompt_ids),
         prefill_end=len(tokens),
         max_new_tokens=message.max_new_tokens,
         stop_token_ids=frozenset(message.stop_token_ids),
@@ -107,6 +110,7 @@ def from_start(message: control_pb2.Start) -> Sequence:
     return Sequence(
         request_id=message.request_id,
         tokens=tokens,
+        num_prompt_tokens=len(message.prompt_ids),
         prefill_end=len(tokens) - 1,
         planned_tokens=len(tokens) - 1,
         max_new_tokens=message.max_new_tokens,

@@ -8,7 +8,7 @@ import torch
 
 from worker.device import completion
 from worker.handoff.plan import layer_parts
-from worker.handoff.thread import ComputedPart
+from worker.handoff.sender import ComputedPart
 from worker.step.rows import PlacedChunk
 
 

@@ -48,14 +48,14 @@ class HandoffSource:
 class HandoffPlanner:
     """One pair of layouts, from one source rank's view. Pure: it makes lists of addresses."""
 
-    def __init__(self, source: HandoffSource, *, peer: control_pb2.Peer) -> None:
+    def __init__(self, source: HandoffSource, *, target: control_pb2.ConnectTarget) -> None:
         self._source = source.layout
         self._coordinates = source.share.coordinates
         self._memory = source.memory
         self._target = cache_layout(
-            source.share.description, shape=shape_from_wire(peer.sizes), page_size=peer.page_size
+            source.share.description, shape=shape_from_wire(target.sizes), page_size=target.page_size
         )
-        self.endpoints = [control_pb2.Endpoint.FromString(endpoint) for endpoint in peer.endpoints]
+        self.endpoints = [control_pb2.Endpoint.FromString(endpoint) for endpoint in target.endpoints]
         self._lanes = [
             lane
             for lane in plan_lanes(self._source, self._target)

@@ -27,7 +27,6 @@ class MockRank:
         self._callbacks = callbacks
         self._step_s = step_s
         self._replica: MockReplica | None = None
-        self._assignment = control_pb2.AssignRequest()
         self._stopped = False
 
     def send(self, message: control_pb2.ToRank) -> None:
@@ -48,7 +47,6 @@ class MockRank:
 
     def _assign(self, message: control_pb2.AssignRank) -> None:
         assignment, rank = message.assignment, message.global_rank
-        self._assignment = assignment
         try:
             shape = shape_from_wire(assignment.sizes)
             given = next(item for item in assignment.ranks if item.global_rank == rank)
@@ -68,13 +66,17 @@ class MockRank:
                 world_size=shape.world_size,
                 writers=shape.ranks_per_sequence,
                 step_s=self._step_s,
-                tell=lambda events: self._tell(control_pb2.FromRank(replica=events)),
+                tell=lambda events: self._tell_of(assignment, control_pb2.FromRank(replica=events)),
             )
-        self._tell(control_pb2.FromRank(ready=control_pb2.RankReady(global_rank=rank, endpoint=b"")))
+        self._tell_of(assignment, control_pb2.FromRank(ready=control_pb2.RankReady(global_rank=rank)))
+
+    def _tell_of(self, assignment: control_pb2.AssignRequest, message: control_pb2.FromRank) -> None:
+        """Says something of one assignment, whatever has been assigned since."""
+        message.of_replica, message.of_epoch = assignment.replica, assignment.epoch
+        self._tell(message)
 
     def _tell(self, message: control_pb2.FromRank) -> None:
         if not self._stopped:
-            message.of_replica, message.of_epoch = self._assignment.replica, self._assignment.epoch
             self._callbacks.message(message)
 
     def _end(self, reason: str) -> None:
@@ -107,9 +109,20 @@ class MockReplica:
 
     def handle(self, message: control_pb2.ToReplica) -> None:
         """Takes a message of the router."""
-        if message.WhichOneof("message") != "peer":
+        if message.WhichOneof("message") == "peer_order":
+            self._obey(message.peer_order)
+        else:
             self._leader.handle(message)
         self._go_on()
+
+    def _obey(self, order: control_pb2.PeerOrder) -> None:
+        """Every rank answers at once: nothing is ever written."""
+        for rank in range(self._world_size):
+            self._leader.handle_peer_answer(
+                step_pb2.PeerAnswer(
+                    global_rank=rank, replica=order.replica, epoch=order.epoch, order=order.WhichOneof("order")
+                )
+            )
 
     def _go_on(self) -> None:
         while self._leader.can_plan and (plan := self._leader.next_plan()) is not None:
