@@ -7,6 +7,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 from parallel.topology import HostSpec, PoolSpec, ReplicaPlan, plan_topology
@@ -34,8 +35,9 @@ class Bench:
         self._num_devices = num_devices
         self._epoch = 0
         self._lost: list[str] = []
+        self._replicas: list[ReplicaClient] = []
         self._dispatcher = Dispatcher(max_waiting=1000)
-        self._run(self._connect(model, threads=threads), timeout_s=60)
+        self.run(self._connect(model, threads=threads), timeout_s=60)
 
     @property
     def launcher_pid(self) -> int:
@@ -46,11 +48,11 @@ class Bench:
     def pools(self, pools: Sequence[PoolSpec], *, model: str, timeout_s: float = 120.0) -> Iterator["LivePools"]:
         """Brings `pools` up on the model in folder `model` and keeps them until the end."""
         up = self._up(pools, model=model)
-        self._run(up.__aenter__(), timeout_s=timeout_s)
+        self.run(up.__aenter__(), timeout_s=timeout_s)
         try:
             yield LivePools(self)
         finally:
-            self._run(up.__aexit__(None, None, None), timeout_s=20)
+            self.run(up.__aexit__(None, None, None), timeout_s=20)
 
     def generate(
         self, pools: Sequence[PoolSpec], requests: Sequence[GenerationRequest], *, model: str, timeout_s: float
@@ -61,12 +63,12 @@ class Bench:
             async with self._up(pools, model=model):
                 return await self._finish(requests)
 
-        result: list[Generation] = self._run(work(), timeout_s=timeout_s)
+        result: list[Generation] = self.run(work(), timeout_s=timeout_s)
         return result
 
     def finish(self, requests: Sequence[GenerationRequest], *, timeout_s: float) -> list[Generation]:
         """Runs all requests at once on the pools that are up, until nothing is held."""
-        result: list[Generation] = self._run(self._finish(requests), timeout_s=timeout_s)
+        result: list[Generation] = self.run(self._finish(requests), timeout_s=timeout_s)
         return result
 
     def load(self, pool: str) -> control_pb2.Load:
@@ -83,12 +85,18 @@ class Bench:
 
     def close(self) -> None:
         """Ends the lease, and with it every rank."""
-        self._run(self._disconnect(), timeout_s=20)
+        self.run(self._disconnect(), timeout_s=20)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)
         self._loop.close()
 
-    def _run(self, work: Coroutine[Any, Any, Any], *, timeout_s: float) -> Any:
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """That of the pools that are up."""
+        return self._dispatcher
+
+    def run(self, work: Coroutine[Any, Any, Any], *, timeout_s: float) -> Any:
+        """Runs `work` in the bench's loop and returns its result; AssertionError with what was lost meanwhile."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(timeout=timeout_s)
@@ -114,25 +122,41 @@ class Bench:
 
     @asynccontextmanager
     async def _up(self, pools: Sequence[PoolSpec], *, model: str) -> AsyncIterator[None]:
-        self._epoch += 1
         topology = plan_topology(model=model, hosts=[self._host], pools=pools)
-        replicas = list(await asyncio.gather(*(self._assign(plan, model=model) for plan in topology.replicas)))
-        dispatcher = self._dispatcher = Dispatcher(max_waiting=1000)
+        self._epoch += 1
+        self._dispatcher = Dispatcher(max_waiting=1000)
+        self._replicas = list(await asyncio.gather(*(self._assign(plan, model=model) for plan in topology.replicas)))
         try:
-            for replica in replicas:
-                replica.attach(on_events=dispatcher.on_events, on_gone=self._lose)
-            dispatcher.set_replicas(replicas)
-            pairs = [(replicas[0], target) for target in replicas[1:]]
-            for source, target in pairs:
-                await meet(source, target)
-            dispatcher.open()
+            await self._introduce()
+            self._dispatcher.open()
             yield
             # The next epoch takes the target's memory: late writes must have landed, or never will.
-            for source, target in pairs:
-                await part(source, target)
+            await self._part()
         finally:
-            for replica in replicas:
+            for replica in self._replicas:
                 await replica.close()
+
+    async def replace_decode(self, *, model: str) -> None:
+        """Brings decode up in a higher epoch while prefill goes on; what it held fails."""
+        source, target = self._replicas
+        await self._part()
+        await target.close()
+        self._dispatcher.fail_on(target, ClusterError(f"{target.name} is replaced"))
+        self._epoch += 1
+        self._replicas = [source, await self._assign(target.plan, model=model)]
+        await self._introduce()
+
+    async def _introduce(self) -> None:
+        """Makes the replicas, the one that takes prompts first, known to each other and to the dispatcher."""
+        self._dispatcher.set_replicas(self._replicas)
+        source, *targets = self._replicas
+        for target in targets:
+            await meet(source, target)
+
+    async def _part(self) -> None:
+        source, *targets = self._replicas
+        for target in targets:
+            await part(source, target, released=partial(self._dispatcher.release_quarantined, source, target))
 
     async def _finish(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         generations = [self._dispatcher.submit(request) for request in requests]
@@ -155,7 +179,9 @@ class Bench:
             start_timeout_s=100,
         )
         await self._launcher.assign(request, on_event=lambda _: None)
-        return ReplicaClient(plan, epoch=self._epoch, launcher=self._launcher)
+        replica = ReplicaClient(plan, epoch=self._epoch, launcher=self._launcher)
+        replica.attach(on_events=self._dispatcher.on_events, on_gone=self._lose)
+        return replica
 
     def _lose(self, reason: str) -> None:
         """Ends what runs at once: a rank that is gone never answers."""

@@ -102,6 +102,16 @@ class Dispatcher:
         self._held_tokens.clear()
         self._num_waiting = 0
 
+    def fail_on(self, replica: Replica, error: Exception) -> None:
+        """`replica` is gone in its epoch with all that it held: what was there fails, and ends where else it is."""
+        for generation in list(self._generations.values()):
+            if generation.prefill is replica or generation.decode is replica:
+                generation.fail(error)
+                if generation.decode is replica:
+                    generation.is_handed_off = True  # there is nobody left to release its pages
+                self._let_go(generation, replica)
+                self.abort(generation)
+
     async def probe(self, replica: Replica, *, target: Replica | None = None) -> None:
         """Sends real tokens through `replica`, and by hand-off to `target` where given; ClusterError on refusal."""
         num_tokens = 1 if replica.plan.pool == "prefill" and target is None else WARM_UP_NEW_TOKENS

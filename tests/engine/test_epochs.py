@@ -13,6 +13,7 @@ from parallel.topology import HostSpec, PoolSpec, plan_topology
 from parallel.wire import assign_request
 from proto import control_pb2, control_pb2_grpc
 from tests.harness.checkpoints import Oracle
+from tests.harness.process_usage import Usage, usage
 from tests.harness.router_process import rank_pids, worker_command
 
 ROUTER = 9
@@ -108,6 +109,25 @@ def test_a_higher_epoch_rebuilds_a_replica_in_its_living_processes(
         processes = rank_pids(pid)
         replica.close()
     assert len(processes) == 4
+
+
+@pytest.mark.timeout(120)
+def test_twenty_epochs_take_no_more_than_the_first_ones(launcher: tuple[Any, list[int], int], mixtral: Oracle) -> None:
+    stub, ports, pid = launcher
+    early: list[Usage] = []
+    for epoch in range(1, 21):
+        assign(stub, ports, mixtral, epoch=epoch, dp=2)
+        replica = Replica(stub, epoch=epoch)
+        replica.submit(epoch, count=2)
+        replica.tokens(epoch)
+        replica.close()
+        if epoch == 5:
+            early = [usage(rank) for rank in rank_pids(pid)]
+    late = [usage(rank) for rank in rank_pids(pid)]
+    for before, after in zip(early, late, strict=True):
+        assert after.resident_bytes < 1.05 * before.resident_bytes
+        assert after.threads <= before.threads
+        assert after.files <= before.files
 
 
 @pytest.mark.timeout(60)

@@ -1,4 +1,4 @@
-"""NIXL between processes over tcp: a target that stands still, a target that dies, and a writer that dies in the middle.
+"""NIXL between processes over tcp: a target that stands still, one that dies, and a writer that dies in the middle.
 
 Over tcp a write needs its target to progress, and what a writer sent waits in a socket of the target: these are the
 cases in which late bytes could land.
