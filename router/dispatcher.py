@@ -63,8 +63,11 @@ class Dispatcher:
         return len(self._generations)
 
     def held_tokens(self, replica: Replica) -> int:
-        """Tokens of prompts and outputs that the generations on `replica` may come to hold there."""
+        """Tokens that the generations on `replica` may come to hold there: of prompts alone where it hands them off."""
         return self._held_tokens[replica.name]
+
+    def _hold(self, generation: Generation, *, on: Replica) -> None:
+        self._held_tokens[on.name] += _tokens_on(generation, on)
 
     def submit(self, request: GenerationRequest) -> Generation:
         """Starts a generation; OverloadedError where too many wait, ClusterError where nothing serves."""
@@ -159,7 +162,7 @@ class Dispatcher:
         if generation.is_aborted:
             return
         generation.decode = generation.wanted_decode or max(self._pool("decode"), key=self._room)
-        self._held_tokens[generation.decode.name] += generation.request.num_tokens
+        self._hold(generation, on=generation.decode)
         reserve = control_pb2.Reserve(
             request_id=generation.request_id,
             prompt_tokens=len(generation.request.prompt_ids),
@@ -243,7 +246,7 @@ class Dispatcher:
 
     def _let_go(self, generation: Generation, replica: Replica) -> None:
         """`replica` holds nothing of it any more; where no other does either, it is over."""
-        self._held_tokens[replica.name] -= generation.request.num_tokens
+        self._held_tokens[replica.name] -= _tokens_on(generation, replica)
         if replica is generation.prefill:
             generation.prefill = None
         else:
@@ -274,7 +277,7 @@ class Dispatcher:
     def _start(self, request: GenerationRequest, *, replica: Replica, handoff: bool) -> Generation:
         generation = Generation(request_id=secrets.randbits(64), request=request, prefill=replica)
         self._generations[generation.request_id] = generation
-        self._held_tokens[replica.name] += request.num_tokens
+        self._hold(generation, on=replica)
         self._num_waiting += 1
         submit = control_pb2.Submit(
             request_id=generation.request_id,
@@ -300,3 +303,9 @@ class Dispatcher:
 
 def _release(request_id: int, *, on: Replica) -> None:
     on.send(control_pb2.ToReplica(release=control_pb2.Release(request_id=request_id)))
+
+
+def _tokens_on(generation: Generation, replica: Replica) -> int:
+    """Tokens that `generation` may come to hold on `replica`."""
+    request = generation.request
+    return len(request.prompt_ids) if replica.plan.pool == "prefill" else request.num_tokens

@@ -30,12 +30,13 @@ SETTINGS = {
 class DistantReplica:
     """A leader whose messages, to it and from it, wait in order until they are delivered; its ranks draw at random."""
 
-    def __init__(self, pool: str, *, seed: int, index: int = 0) -> None:
+    def __init__(self, pool: str, *, seed: int, index: int = 0, faults: float = 0.0) -> None:
         place = Placement(host="here", device=0)
         self.plan = ReplicaPlan(pool=pool, index=index, shape=SHAPE, engine=SETTINGS[pool], placements=(place,))
         self.epoch = 1
         self.load = control_pb2.Load()
         self.leader = Leader(shape=SHAPE, settings=SETTINGS[pool])
+        self.faults = faults
         self._random = random.Random(seed)
         self._inbox: deque[control_pb2.ToReplica] = deque()
         self._outbox: deque[control_pb2.FromReplica] = deque()
@@ -76,13 +77,26 @@ class DistantReplica:
             if join.HasField("target"):
                 self._handing_off[join.slot] = join.request_id
         slots = [chunk.slot for chunk in plan.chunks if chunk.sample]
-        tokens = [self._random.randint(0, 9) for _ in slots]
-        self.leader.handle_result(step_pb2.StepResult(step_id=plan.step_id, slots=slots, token_ids=tokens))
+        result = step_pb2.StepResult(step_id=plan.step_id, slots=slots)
+        result.token_ids.extend(self._random.randint(0, 9) for _ in slots)
+        result.not_finite.extend(slot for slot in slots if self._happens())
+        self.leader.handle_result(result)
         for chunk in plan.chunks:
             if chunk.slot in self._handing_off:
-                self.leader.handle_writes(step_pb2.WritesDone(request_id=self._handing_off[chunk.slot]))
+                self._write(self._handing_off[chunk.slot])
         self._collect()
         return True
+
+    def _write(self, request_id: int) -> None:
+        """A chunk's writes end; some fail, and of those some may still land."""
+        has_failed = self._happens()
+        if has_failed:
+            self.leader.handle_writes_failed(step_pb2.WritesFailed(request_id=request_id, reason="it broke off"))
+        may_land = has_failed and self._random.random() < 0.5
+        self.leader.handle_writes(step_pb2.WritesDone(request_id=request_id, may_land=may_land))
+
+    def _happens(self) -> bool:
+        return self._random.random() < self.faults
 
     def _collect(self) -> None:
         events = self.leader.take_events()
@@ -114,8 +128,8 @@ class Client:
 class Service:
     """A dispatcher, its replicas and its clients, of whom any may act next."""
 
-    def __init__(self, pools: tuple[str, ...], *, seed: int) -> None:
-        self.replicas = [DistantReplica(pool, seed=seed) for pool in pools]
+    def __init__(self, pools: tuple[str, ...], *, seed: int, faults: float = 0.0) -> None:
+        self.replicas = [DistantReplica(pool, seed=seed, faults=faults) for pool in pools]
         self.dispatcher = Dispatcher(max_waiting=8)
         self.dispatcher.set_replicas(self.replicas)
         self.dispatcher.open()
@@ -141,7 +155,9 @@ class Service:
 
     def settle(self) -> None:
         """Delivers and runs everything until nothing is left, and sees that nothing is held."""
-        run_until_quiet(self.replicas, self.dispatcher)
+        for _ in range(2 + len(self.generations)):  # what is released lets others go on, which may fail too
+            run_until_quiet(self.replicas, self.dispatcher)
+            self.dispatcher.release_quarantined(self.replicas[0], self.replicas[-1])
         assert self.dispatcher.num_held == 0
         assert not any(self.dispatcher.held_tokens(replica) for replica in self.replicas)
         for replica in self.replicas:
@@ -179,12 +195,13 @@ VERBS = ("submit", "submit", "take", "take", "take", "tell", "tell", "tell", "st
 @given(
     verbs=st.lists(st.sampled_from(VERBS), max_size=120),
     is_disaggregated=st.booleans(),
+    faults=st.sampled_from([0.0, 0.2]),
     seed=st.integers(0, 10_000),
 )
 def test_whatever_crosses_on_the_way_every_generation_ends_once_and_nothing_is_held(
-    verbs: list[str], is_disaggregated: bool, seed: int
+    verbs: list[str], is_disaggregated: bool, faults: float, seed: int
 ) -> None:
-    service = Service(("prefill", "decode") if is_disaggregated else ("unified",), seed=seed)
+    service = Service(("prefill", "decode") if is_disaggregated else ("unified",), seed=seed, faults=faults)
     for verb in verbs:
         service.act(verb)
     service.settle()
@@ -259,3 +276,46 @@ def test_requests_are_spread_over_replicas_by_the_tokens_that_they_hold_there() 
     assert [submit(tokens) for tokens in (30, 10, 10, 10, 10)] == [f"unified/{index}" for index in (0, 1, 2, 1, 2)]
     run_until_quiet(replicas, dispatcher)
     assert [submit(10) for _ in range(3)] == [f"unified/{index}" for index in range(3)]
+
+
+def handed_off(service: Service) -> Generation:
+    """A generation whose KV is on its way from prefill to decode."""
+    prefill, decode = service.replicas
+    request = GenerationRequest(
+        prompt_ids=(1, 2, 3), max_new_tokens=4, stop_token_ids=frozenset(), sampling=control_pb2.Sampling()
+    )
+    generation = service.dispatcher.submit(request)
+    for replica in (prefill, decode, prefill):
+        assert replica.take() and replica.tell(service.dispatcher)
+    return generation
+
+
+def test_a_prefill_replica_holds_the_prompts_that_it_hands_off_and_decode_the_outputs_too() -> None:
+    service = Service(("prefill", "decode"), seed=0)
+    handed_off(service)
+    assert [service.dispatcher.held_tokens(replica) for replica in service.replicas] == [3, 7]
+
+
+@pytest.mark.parametrize("may_land", [False, True])
+def test_target_pages_of_a_write_that_may_still_land_are_used_again_when_the_writer_is_closed(may_land: bool) -> None:
+    service = Service(("prefill", "decode"), seed=0)
+    prefill, decode = service.replicas
+    generation = handed_off(service)
+    plan = prefill.leader.next_plan()
+    assert plan is not None
+    result = step_pb2.StepResult(step_id=plan.step_id, slots=[0], token_ids=[7])
+    prefill.leader.handle_result(result)
+    failed = step_pb2.WritesFailed(request_id=generation.request_id, reason="it broke off")
+    prefill.leader.handle_writes_failed(failed)
+    prefill._collect()
+    run_until_quiet(service.replicas, service.dispatcher)
+    client = Client(generation)
+    client.read()
+    assert client.end == "failed: prefill/0: rank 0: it broke off"
+    assert service.dispatcher.num_held == 1, "prefill's own pages may still be read"
+    prefill.leader.handle_writes(step_pb2.WritesDone(request_id=generation.request_id, may_land=may_land))
+    prefill._collect()
+    run_until_quiet(service.replicas, service.dispatcher)
+    assert service.dispatcher.num_held == int(may_land)
+    assert decode.leader.is_idle is not may_land
+    service.settle()

@@ -1,5 +1,7 @@
 """A launcher by its own protocol, with mocked ranks: leases, epochs, and assignments that contradict themselves."""
 
+import asyncio
+import queue
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +15,8 @@ from parallel.wire import assign_request
 from proto import control_pb2, control_pb2_grpc
 from tests.harness.checkpoints import Oracle
 from tests.harness.router_process import worker_command
+from worker.launcher.mock_rank import MockRank
+from worker.launcher.rank_handle import RankCallbacks
 
 ROUTER = 7
 
@@ -104,6 +108,48 @@ def test_sizes_with_a_remainder_are_refused(launcher: Any, mixtral: Oracle) -> N
     wrong = request(mixtral)
     wrong.sizes.experts.ep = 3
     assert "= 3 ranks" in refusal(launcher.Assign(wrong, timeout=10))
+
+
+def attached(launcher: Any, *, epoch: int) -> tuple[Any, "queue.SimpleQueue[control_pb2.ToReplica | None]"]:
+    """The stream of the replica's leader, and what goes to it."""
+    outbox: queue.SimpleQueue[control_pb2.ToReplica | None] = queue.SimpleQueue()
+    outbox.put(control_pb2.ToReplica(replica="unified/0", epoch=epoch))
+    return launcher.Attach(iter(outbox.get, None), timeout=20), outbox
+
+
+def submit(request_id: int) -> control_pb2.ToReplica:
+    sampling = control_pb2.Sampling(top_p=1)
+    return control_pb2.ToReplica(
+        submit=control_pb2.Submit(request_id=request_id, prompt_ids=[1], max_new_tokens=1, sampling=sampling)
+    )
+
+
+def test_a_reader_that_has_gone_makes_room_for_the_next_one(launcher: Any, mixtral: Oracle) -> None:
+    list(launcher.Assign(request(mixtral), timeout=10))
+    for request_id in (1, 2, 3):
+        stream, outbox = attached(launcher, epoch=1)
+        outbox.put(submit(request_id))
+        said = (event for message in stream for event in message.events)
+        assert next(event for event in said if event.ended.request_id == request_id)
+        second, _ = attached(launcher, epoch=1)
+        assert "is attached already" in refusal(second)
+        stream.cancel()
+        outbox.put(None)
+
+
+def test_what_a_mock_says_of_an_epoch_carries_that_epoch_whatever_was_assigned_since(mixtral: Oracle) -> None:
+    said: list[control_pb2.FromRank] = []
+
+    async def work() -> None:
+        rank = MockRank(RankCallbacks(message=said.append, ended=lambda _: None), step_s=0.05)
+        rank.send(control_pb2.ToRank(assign=control_pb2.AssignRank(assignment=request(mixtral, epoch=1))))
+        rank.send(control_pb2.ToRank(replica=submit(1)))
+        rank.send(control_pb2.ToRank(assign=control_pb2.AssignRank(assignment=request(mixtral, epoch=2))))
+        await asyncio.sleep(0.2)
+
+    asyncio.run(work())
+    epochs = {message.of_epoch for message in said if message.WhichOneof("message") == "replica"}
+    assert epochs == {1}
 
 
 def test_a_second_router_is_refused_while_the_lease_is_held(launcher: Any, mixtral: Oracle) -> None:

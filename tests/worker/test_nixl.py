@@ -16,7 +16,7 @@ import pytest
 
 from proto import control_pb2
 from worker.handoff.transport.interface import MemoryRegion, PeerEpoch, WriteFailedError
-from worker.handoff.transport.nixl import NixlSource, NixlTarget
+from worker.handoff.transport.nixl import NixlSource, NixlTarget, choose_transports
 
 SIZE = 64 << 20
 MET = 1000
@@ -218,3 +218,17 @@ def test_a_target_that_is_dead_before_the_first_contact_is_a_write_that_fails() 
 def test_an_endpoint_is_made_anew_for_a_writer_that_comes_again() -> None:
     with processes() as (target, source):
         assert target("open") != meet(target, source)
+
+
+def test_no_transport_is_shut_out_for_gpu_memory_nor_rdma_for_host_memory() -> None:
+    for given, on_host, wanted in (
+        ({}, False, None),
+        ({"UCX_TLS": "tcp"}, False, "tcp"),
+        ({"UCX_TLS": "tcp"}, True, "tcp"),
+    ):
+        environment = dict(given)
+        choose_transports(environment, on_host=on_host)
+        assert environment.get("UCX_TLS") == wanted
+    environment = {}
+    choose_transports(environment, on_host=True)
+    assert {"shm", "tcp", "ib"} <= set(environment["UCX_TLS"].split(","))

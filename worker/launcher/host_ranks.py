@@ -97,6 +97,12 @@ class HostRanks:
         known.is_attached = True
         return known.from_leader
 
+    def detach(self, replica: str, *, epoch: int) -> None:
+        """The reader of (replica, epoch) is gone: another may attach."""
+        known = self._replicas.get(replica)
+        if known is not None and known.epoch == epoch:
+            known.is_attached = False
+
     def to_leader(self, replica: str, message: control_pb2.ToReplica, *, epoch: int) -> None:
         """Hands a message to the leader of (replica, epoch); one for a leader that has ended is dropped."""
         leader = self._leader(replica)

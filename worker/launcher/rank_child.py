@@ -96,5 +96,5 @@ def describe_exit(pid: int, code: int) -> str:
 
 def _environment(num_threads: int) -> dict[str, str]:
     """The child's environment: ranks on a CPU share its cores, so each gets its part of them."""
-    defaults = {"OMP_NUM_THREADS": str(num_threads), "UCX_TLS": "shm,self,tcp,cuda", "NIXL_LOG_LEVEL": "WARN"}
+    defaults = {"OMP_NUM_THREADS": str(num_threads), "NIXL_LOG_LEVEL": "WARN"}
     return {**defaults, "UCX_LOG_LEVEL": "error", **os.environ}

@@ -124,6 +124,7 @@ class LauncherService(control_pb2_grpc.LauncherServicer):
                 yield await events.get()
         finally:
             relay.cancel()
+            ranks.detach(first.replica, epoch=first.epoch)
 
     async def stop(self) -> None:
         """Ends all ranks; idempotent."""

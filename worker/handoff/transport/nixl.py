@@ -9,7 +9,9 @@ target until it progresses: also those of a process that has died since. Only wi
 
 import contextlib
 import importlib
+import os
 import uuid
+from collections.abc import MutableMapping
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,23 @@ import numpy as np
 from proto import control_pb2
 from worker.handoff.transport.interface import MemoryRegion, PeerEpoch, WriteFailedError, WriteRuns
 
+#: What UCX may use for host memory; RDMA where there is any. Among all that it has it chose a slower way inside a host.
+_HOST_TRANSPORTS = "shm,self,tcp,ib"
+
+
+def choose_transports(environment: MutableMapping[str, str], *, on_host: bool) -> None:
+    """Sets what UCX reads when an agent is made, unless it is set: it has no other way to be told. For GPU memory it
+    chooses by itself, for a list would shut out what only some hosts have.
+    """
+    if on_host:
+        environment.setdefault("UCX_TLS", _HOST_TRANSPORTS)
+
 
 class _Agent:
     """A NIXL agent with one registered region."""
 
     def __init__(self, region: MemoryRegion) -> None:
+        choose_transports(os.environ, on_host=region.device is None)
         api = _load_api()
         self.device = region.device or 0
         self.kind = "DRAM" if region.device is None else "VRAM"
