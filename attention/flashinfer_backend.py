@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from attention.broken_rows import mark_broken
 from attention.flashinfer_library import FlashInferLibrary, PagedDecode, PagedPrefill, PagedRun, load_flashinfer
 from attention.interface import AttentionRows, AttentionSpec, KvWrite
 from attention.page_tables import join_tables
@@ -175,6 +176,7 @@ class FlashInferAttentionBackend:
         num_rows = k.shape[0]
         if num_rows == 0:
             return
+        k, v = mark_broken(k, v)
         # Each row is a sequence of one full page of its own: only that page and the offset in it depend on data.
         numbers, full_pages = self._one_page_tables(num_rows)
         self._library.append_paged_kv_cache(

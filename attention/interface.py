@@ -53,8 +53,9 @@ class AttentionPlan(Protocol):
     def run(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         """Attention of q [T, Hq, D] over the layer memory kv [N, 2, Hkv, P, D]; returns [T, Hq, D]. Scales by `scale`.
 
-        kv is contiguous and finite everywhere, also where nothing was written yet: memory starts as zeros, because
-        what a mask hides is still multiplied, by zero. A row that sees nothing gives zeros.
+        kv is contiguous, and V in it finite everywhere, also where nothing was written yet: memory starts as zeros,
+        because the values that a row does not see are multiplied too, by zero. K may be NaN: scores are selected, never
+        added to. A row that sees nothing gives zeros, one that sees a NaN key gives NaN.
         """
         ...
 
@@ -74,7 +75,10 @@ class AttentionBackend(Protocol):
         ...
 
     def write(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor, where: KvWrite) -> None:
-        """Writes k and v, each [T, Hkv, D], into the layer memory kv [N, 2, Hkv, P, D]; T may be 0."""
+        """Writes k and v, each [T, Hkv, D], into the layer memory kv [N, 2, Hkv, P, D]; T may be 0.
+
+        What holds no numbers is stored as `broken_rows` says, so that V stays finite.
+        """
         ...
 
     def merge(self, outputs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

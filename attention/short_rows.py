@@ -40,7 +40,7 @@ class RowBatch:
     by_head: torch.Tensor
     """The same memory as [B * H, L, D]."""
     mask: torch.Tensor | None
-    """[B, 1, R, 1, M]: 0 or -inf on the last M of the L positions; none where every row sees all."""
+    """bool [B, 1, R, 1, M]: of the last M of the L positions those hidden from a row; none where all see all."""
 
     def run(
         self, q: torch.Tensor, pages: torch.Tensor, *, scale: float, with_lse: bool
@@ -66,7 +66,8 @@ class RowBatch:
         torch.baddbmm(scores, queries, k.transpose(1, 2), beta=0, alpha=scale, out=scores)
         if self.mask is not None:
             per_row = scores.view(self.num_sequences, self.num_kv_heads, self.num_rows, -1, k.shape[1])
-            per_row[..., -self.mask.shape[-1] :].add_(self.mask)
+            # Selected, not added to: what is hidden may be NaN.
+            per_row[..., -self.mask.shape[-1] :].masked_fill_(self.mask, -math.inf)
         return scores
 
     def _gather(self, pages: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -164,7 +165,7 @@ def _plan_batch(entries: Sequence[AttentionRows], *, spec: AttentionSpec, scratc
 
 
 def _padded_tables(entries: Sequence[AttentionRows]) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    """Page tables as one int64 [B, pages]; a shorter one repeats its last page, which holds its own finite numbers."""
+    """Page tables as one int64 [B, pages]; a shorter one repeats its last page, whose values are numbers."""
     padded = np.empty((len(entries), max(len(entry.page_table) for entry in entries)), dtype=np.int64)
     for row, entry in zip(padded, entries, strict=True):
         row[: len(entry.page_table)] = entry.page_table
@@ -174,7 +175,7 @@ def _padded_tables(entries: Sequence[AttentionRows]) -> np.ndarray[tuple[int, in
 
 def _plan_mask(
     entries: Sequence[AttentionRows], *, kv_len: int
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None:
+) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]] | None:
     """What hides the end of the KV from some rows: [B, 1, R, 1, M] for the last M positions, or none."""
     num_rows = entries[0].num_rows
     hidden = np.asarray([num_rows - 1 if entry.causal else 0 for entry in entries])[:, None]
@@ -183,5 +184,5 @@ def _plan_mask(
     positions = np.arange(visible.min(), kv_len)
     if not len(positions):
         return None
-    mask = np.where(positions < visible[:, :, None], 0.0, -math.inf).astype(np.float32)
-    return mask[:, None, :, None, :]
+    is_hidden: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = positions >= visible[:, :, None]
+    return is_hidden[:, None, :, None, :]

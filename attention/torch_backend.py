@@ -3,12 +3,14 @@
 Entries of a few rows go through `short_rows` in padded batches, longer ones one by one through `block_rows`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from attention.block_rows import BlockRows, plan_block_rows
+from attention.broken_rows import mark_broken
 from attention.interface import AttentionRows, AttentionSpec, KvWrite
 from attention.merging import merge_partials
 from attention.rows import check_rows, row_starts
@@ -82,7 +84,10 @@ class TorchAttentionBackend:
         return plan_short_rows(short, total_rows=total_rows, spec=self._spec, scratch=self._scratch)
 
     def write(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor, where: KvWrite) -> None:
-        """See `AttentionBackend.write`."""
+        """See `AttentionBackend.write`. Synchronises."""
+        # One pass over each tells that all is well, as it nearly always is.
+        if not math.isfinite(k.sum(dtype=torch.float32).item() + v.sum(dtype=torch.float32).item()):
+            k, v = mark_broken(k, v)
         # K's heads and V's are neighbours in memory, so one indexed assignment takes both.
         kv.flatten(1, 2)[where.pages, :, where.offsets] = torch.cat((k, v), dim=1)
 

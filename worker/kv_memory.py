@@ -27,7 +27,7 @@ class KvMemory:
 
 
 def allocate_kv(share: ModelShare, *, settings: EngineSettings, dtype: torch.dtype, device: torch.device) -> KvMemory:
-    """Zeroed memory: a page's positions that nothing has written yet are read by padded kernels and must be finite."""
+    """Zeroed memory: values that nothing has written yet are multiplied, by zero, and must be finite."""
     sizes = (
         len(share.layers),
         settings.num_pages,

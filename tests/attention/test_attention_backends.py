@@ -95,8 +95,40 @@ def test_what_lies_behind_the_last_position_does_not_matter(make_backend: MakeBa
     plan = make_backend(case.spec).plan(case.rows)
     before = plan.run(case.q, case.kv)
     for entry in case.rows:
-        case.kv[entry.page_table[-1], :, :, entry.kv_len % 16 :] = 1e3
+        case.kv[entry.page_table[-1], 0, :, entry.kv_len % 16 :] = torch.nan
+        case.kv[entry.page_table[-1], 1, :, entry.kv_len % 16 :] = 1e3
     torch.testing.assert_close(plan.run(case.q, case.kv), before, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(
+    "entry", [(1, 9, CAUSAL), (5, 21, CAUSAL), (40, 64, CAUSAL), (300, 310, CAUSAL), (12, 33, FULL)]
+)
+def test_a_row_that_holds_no_numbers_is_seen_by_those_that_see_it_and_changes_no_other(
+    make_backend: MakeBackend, entry: tuple[int, int, bool], which: int, broken: float
+) -> None:
+    """Beside it in the plan are shorter sequences, whose rows are padded by what lies behind them."""
+    spec = make_spec(page_size=16)
+    case = make_case(spec, [(1, 3, CAUSAL), entry, (2, 40, CAUSAL), (30, 35, CAUSAL)])
+    backend = make_backend(spec)
+    before = backend.plan(case.rows).run(case.q, case.kv)
+    num_rows, kv_len, causal = entry
+    for position in {kv_len - 1, kv_len - num_rows // 2 - 1, max(kv_len - num_rows - 1, 0)}:
+        kv = case.kv.clone()
+        where = KvWrite(
+            pages=torch.tensor([case.rows[1].page_table[position // 16]]), offsets=torch.tensor([position % 16])
+        )
+        k, v = (kv[where.pages, part, :, where.offsets] for part in (0, 1))
+        (k, v)[which][0, 0, 2] = broken
+        backend.write(kv, k, v, where)
+        after = backend.plan(case.rows).run(case.q, kv)
+        first = 1 + (max(position - (kv_len - num_rows), 0) if causal else 0)
+        group = spec.num_heads // spec.num_kv_heads
+        sees = torch.zeros(after.shape[:2], dtype=torch.bool)
+        sees[first : 1 + num_rows, :group] = True
+        assert not torch.isfinite(after[sees]).any()
+        torch.testing.assert_close(after[~sees], before[~sees], atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_plans_do_not_disturb_each_other(make_backend: MakeBackend) -> None:

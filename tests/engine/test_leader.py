@@ -19,8 +19,13 @@ STOP = 3
 class SimulatedRanks:
     """Real tables of every rank under a leader; tokens are random, answers come when the test says so."""
 
-    def __init__(self, leader: Leader, *, shape: ReplicaShape, settings_: EngineSettings, seed: int) -> None:
+    def __init__(
+        self, leader: Leader, *, shape: ReplicaShape, settings_: EngineSettings, seed: int, faults: float = 0.0
+    ) -> None:
+        """`faults` is the share of draws without numbers, and of writes that fail."""
         self.leader = leader
+        self.failed: set[int] = set()
+        self._faults = faults
         self.prompts: dict[int, tuple[int, ...]] = {}
         self.drawn: dict[int, list[int]] = {}
         self._settings = settings_
@@ -103,6 +108,7 @@ class SimulatedRanks:
         if rank == plan.step_id % self._shape.world_size:
             result.slots.extend(chunk.slot for chunk in plan.chunks if chunk.sample)
             result.token_ids.extend(self._tokens_of[plan.step_id])
+            result.not_finite.extend(slot for slot in result.slots if self._happens())
         self.leader.handle_result(result)
 
     def answer_all(self) -> None:
@@ -114,7 +120,12 @@ class SimulatedRanks:
     def write(self) -> None:
         """One rank reports one write."""
         request_id = self._unwritten.pop(self._random.randrange(len(self._unwritten)))
+        if self._happens():
+            self.leader.handle_writes_failed(step_pb2.WritesFailed(request_id=request_id, reason="it broke off"))
         self.leader.handle_writes(step_pb2.WritesDone(request_id=request_id, bytes=1))
+
+    def _happens(self) -> bool:
+        return self._random.random() < self._faults
 
     def listen(self) -> None:
         """Takes the leader's events; nothing may be said of a request that has ended."""
@@ -127,6 +138,9 @@ class SimulatedRanks:
             elif kind == "ended":
                 assert event.ended.request_id not in self.ended
                 self.ended[event.ended.request_id] = event.ended.reason
+            elif kind == "failed":
+                assert event.failed.request_id not in self.failed
+                self.failed.add(event.failed.request_id)
             elif kind == "want_target":
                 self.wanted.append(event.want_target.request_id)
         self.leader.check_integrity()
@@ -192,14 +206,16 @@ VERBS = st.sampled_from(["submit", "submit", "plan", "plan", "plan", "answer", "
     cp=st.integers(1, 4),
     pp=st.integers(1, 2),
     handoff=st.booleans(),
+    faults=st.sampled_from([0.0, 0.1]),
     seed=st.integers(0, 1000),
 )
 def test_whatever_happens_every_page_returns_and_every_request_ends_once(
-    verbs: list[str], dp: int, cp: int, pp: int, handoff: bool, seed: int
+    verbs: list[str], dp: int, cp: int, pp: int, handoff: bool, faults: float, seed: int
 ) -> None:
     shape = ReplicaShape(pp=pp, attention=AttentionSizes(dp=dp, cp=cp), experts=None)
     settings_ = EngineSettings(page_size=4, max_batch_tokens=10, max_sequences=3, kv_tokens=48)
-    ranks = SimulatedRanks(Leader(shape=shape, settings=settings_), shape=shape, settings_=settings_, seed=seed)
+    leader = Leader(shape=shape, settings=settings_)
+    ranks = SimulatedRanks(leader, shape=shape, settings_=settings_, seed=seed, faults=faults)
     chance = random.Random(seed)
     submitted: dict[int, int] = {}
     for verb in verbs:
@@ -233,6 +249,7 @@ def test_whatever_happens_every_page_returns_and_every_request_ends_once(
             assert len(tokens) == submitted[request_id]
         elif reason == "handoff":
             assert len(tokens) == 1
+        assert (reason == "failed") is (request_id in ranks.failed)
 
 
 def test_a_decode_reservation_is_named_waits_for_room_and_is_freed_by_release_only() -> None:
@@ -370,3 +387,30 @@ def test_a_reservation_that_waits_is_not_overtaken_by_smaller_ones() -> None:
         leader.handle(control_pb2.ToReplica(reserve=reserve))
     named = [event.reserved.request_id for event in leader.take_events() if event.HasField("reserved")]
     assert named == [1]  # of ten pages three are left: room for the third, but the second is before it
+
+
+def test_what_a_sequence_without_numbers_computed_is_found_by_nobody_and_read_on_by_those_that_had_found_it() -> None:
+    shape = ReplicaShape(attention=AttentionSizes(), experts=None)
+    settings_ = EngineSettings(page_size=4, max_batch_tokens=64, max_sequences=3, kv_tokens=96)
+    ranks = SimulatedRanks(Leader(shape=shape, settings=settings_), shape=shape, settings_=settings_, seed=0)
+
+    def submit(request_id: int) -> int:
+        """Returns how many of its tokens were cached."""
+        ranks.prompts[request_id] = tuple(range(12))
+        message = control_pb2.Submit(request_id=request_id, prompt_ids=range(12), max_new_tokens=2)
+        ranks.leader.handle(control_pb2.ToReplica(submit=message))
+        events = ranks.leader.take_events()
+        return next(event.admitted.cached_tokens for event in events if event.WhichOneof("event") == "admitted")
+
+    assert submit(1) == 0
+    plan = ranks.leader.next_plan()
+    assert plan is not None
+    assert submit(2) == 8  # before anybody knows
+    ranks.leader.handle_result(step_pb2.StepResult(slots=[0], token_ids=[0], not_finite=[0]))
+    assert submit(3) == 0
+    ranks.leader.check_integrity()
+    second = ranks.leader.next_plan()
+    assert second is not None and [chunk.new_tokens for chunk in second.chunks] == [4, 12]
+    ranks.leader.handle_result(step_pb2.StepResult(step_id=second.step_id, slots=[1, 0], token_ids=[5, 6]))
+    assert not [sequence for sequence in ranks.leader.sequences() if sequence.finish_reason == "failed"]
+    ranks.leader.check_integrity()

@@ -26,7 +26,8 @@ class Embedding:
         size = self._weight.shape[0]
         ids = F.pad(ids_T, (0, self._tp.size * local_rows - len(ids_T))) - self._tp.index * size
         is_here = (ids >= 0) & (ids < size)
-        rows = F.embedding(ids.clamp(0, size - 1), self._weight) * is_here.unsqueeze(1)
+        # Selected, not multiplied: the row that stands in for another rank's may be NaN.
+        rows = F.embedding(ids.clamp(0, size - 1), self._weight).masked_fill(~is_here.unsqueeze(1), 0.0)
         return reduce_scatter_rows(self._tp, rows)
 
 

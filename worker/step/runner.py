@@ -69,14 +69,17 @@ class ModelRunner:
         x_LH = model.decoder(model.input(rows), self._context(rows), on_layer=outgoing.on_layer)
         drawn = model.output(rows, x_LH)
         tokens_S, probed = to_host(drawn.tokens_S), [to_host(logits) for logits in _probed(drawn)]
+        is_finite_S = to_host(drawn.is_finite_S)
         wait = completion(model.device)
 
         def result() -> step_pb2.StepResult:
             wait()
+            slots = [item.sequence.slot for item in drawn.items]
             return step_pb2.StepResult(
                 step_id=plan.step_id,
                 global_rank=self._global_rank,
-                slots=[item.sequence.slot for item in drawn.items],
+                slots=slots,
+                not_finite=[slot for slot, is_finite in zip(slots, is_finite_S.tolist(), strict=True) if not is_finite],
                 token_ids=tokens_S.tolist(),
                 logits=[logits.numpy().tobytes() for logits in probed],
                 step_s=time.perf_counter() - started,

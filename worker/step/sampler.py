@@ -24,6 +24,12 @@ class Draw:
     position: int
 
 
+def are_finite(logits_SV: torch.Tensor) -> torch.Tensor:
+    """bool [S]: whether a row of logits [S, V] holds neither NaN nor infinity."""
+    least, largest = logits_SV.aminmax(dim=-1)  # NaN wherever a row has one
+    return torch.isfinite(least) & torch.isfinite(largest)
+
+
 def draw_tokens(logits_SV: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     """Token ids [S] (int64) for float32 logits [S, V], one draw a row."""
     tokens = logits_SV.argmax(dim=-1)

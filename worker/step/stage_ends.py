@@ -17,17 +17,18 @@ from parallel.collectives.communicator import Channel
 from parallel.collectives.groups import RankGroups
 from worker.blocks.vocabulary import Embedding, Output
 from worker.step.rows import PlacedChunk, StepRows
-from worker.step.sampler import Draw, draw_tokens
+from worker.step.sampler import Draw, are_finite, draw_tokens
 from worker.step.slot_tokens import SlotTokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """What this rank drew: the chunk, the logits [V] and the token of each draw."""
+    """What this rank drew: the chunk, the logits [V] and the token of each draw, and whether the logits are numbers."""
 
     items: Sequence[PlacedChunk]
     logits_SV: torch.Tensor
     tokens_S: torch.Tensor
+    is_finite_S: torch.Tensor
 
 
 class StageInput(Protocol):
@@ -91,7 +92,7 @@ class PipelineOutput:
         """See StageOutput."""
         self._pp.send(x_LH, to=self._pp.index + 1, channel=Channel.HIDDEN)
         nothing = torch.empty(0, dtype=torch.int64, device=x_LH.device)
-        return Drawn(items=(), logits_SV=x_LH.new_empty((0, 0)), tokens_S=nothing)
+        return Drawn(items=(), logits_SV=x_LH.new_empty((0, 0)), tokens_S=nothing, is_finite_S=nothing.bool())
 
 
 class DrawOutput:
@@ -107,17 +108,20 @@ class DrawOutput:
         items, local = self._own_draws(rows)
         logits_SV = x_LH.new_empty((0, 0), dtype=torch.float32)
         tokens_S = torch.empty(0, dtype=torch.int64, device=x_LH.device)
+        is_finite_S = tokens_S.bool()
         if rows.draws:
             index = torch.tensor(local, dtype=torch.int64, device=x_LH.device)
             logits_SV = self._output(x_LH[index], padded_draws=self._most_draws(rows))
         if items:
             draws = [Draw(sampling=item.sequence.sampling, position=item.end) for item in items]
-            tokens_S = draw_tokens(logits_SV, draws)
+            is_finite_S = are_finite(logits_SV)
+            # A step that is planned ahead embeds the token before anybody hears of the flag: it is a legal one.
+            tokens_S = draw_tokens(logits_SV, draws).masked_fill(~is_finite_S, 0)
         for row, item in enumerate(items):
             if item.chunk.HasField("forced_id"):
                 tokens_S[row] = item.chunk.forced_id
         self._slot_tokens.share(rows, [item.sequence.slot for item in items], tokens_S)
-        return Drawn(items=items, logits_SV=logits_SV, tokens_S=tokens_S)
+        return Drawn(items=items, logits_SV=logits_SV, tokens_S=tokens_S, is_finite_S=is_finite_S)
 
     def _own_draws(self, rows: StepRows) -> tuple[list[PlacedChunk], list[int]]:
         """The chunks whose last row is on this rank, and that row's place in x."""
