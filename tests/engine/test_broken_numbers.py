@@ -64,7 +64,9 @@ def bad_token(sound: Oracle) -> int:
     """A token that neither a sound prompt nor its answer holds, and that no rank but the first has with tp."""
     used = {token for prompt in SOUND for token in (*prompt, *sound.answer(prompt, NUM_TOKENS).token_ids)}
     # The first of its tp rank's part: where another rank looks up what it does not have.
-    return next(token for token in [0, (VOCAB_SIZE + 1) // 2, *range(VOCAB_SIZE)] if token not in used)
+    wanted = [0, (VOCAB_SIZE + 1) // 2, *range(VOCAB_SIZE)]
+    free: list[int] = [token for token in wanted if token not in used]
+    return free[0]
 
 
 @pytest.fixture(scope="module")

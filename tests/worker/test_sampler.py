@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from proto import control_pb2
-from worker.step.sampler import Draw, draw_tokens, filter_logits, gumbel_noise
+from worker.step.sampler import Draw, are_finite, draw_tokens, filter_logits, gumbel_noise
 
 CPU = torch.device("cpu")
 
@@ -76,3 +76,11 @@ def test_draws_follow_the_softmax() -> None:
     tokens = draw_tokens(probabilities.log().expand(count, 4), draws)
     shares = torch.bincount(tokens, minlength=4) / count
     assert (shares - probabilities).abs().max() < 0.03
+
+
+def test_rows_that_hold_nan_or_infinity_anywhere_are_told_from_those_that_do_not() -> None:
+    logits = torch.randn(9, 1000) * 100
+    for row, values in enumerate(([torch.nan], [torch.inf], [-torch.inf], [torch.inf, -torch.inf]), 1):
+        logits[2 * row, 7 * row : 7 * row + len(values)] = torch.tensor(values)
+    assert are_finite(logits).tolist() == [row % 2 == 1 or row == 0 for row in range(9)]
+    assert are_finite(torch.empty(0, 5)).tolist() == []
