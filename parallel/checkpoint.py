@@ -1,8 +1,5 @@
-"""A checkpoint on disk: where a model's name leads, which files hold it, and a fingerprint to compare hosts by."""
+"""Where a model's name leads: the demo's folder, a local one, or the hub's cache."""
 
-import hashlib
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
 DEMO_FOLDER = Path(".cache/models/smollm2-135m-mixtral")
@@ -24,51 +21,28 @@ def resolve_model(model: str, *, weights: bool = True) -> Path:
     if (folder / "config.json").exists():
         return folder
     if folder.is_dir():
-        raise ValueError(f"{folder} has no config.json: a model is a folder with config.json and *.safetensors")
-    if model.count("/") != 1 or model.startswith(("/", ".", "~")):
+        raise ValueError(_without_config(folder))
+    if not _looks_like_hub_id(model):
         raise ValueError(f"model {model!r} is neither 'demo', nor a folder that exists, nor a hub id (owner/name)")
     return _from_hub(model, patterns=[*_SMALL, *_WEIGHTS] if weights else _SMALL)
 
 
-def weight_files(folder: Path) -> Mapping[str, Path]:
-    """The file of each tensor by name, from the index or the files themselves; ValueError where there is neither."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = json.loads(index.read_text()).get("weight_map")
-        if not isinstance(names, dict):
-            raise ValueError(f"{index} has no weight_map: fetch the checkpoint anew")
-        return {name: folder / file for name, file in names.items()}
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder} holds no *.safetensors file")
-    return {name: file for file in files for name in json.loads(read_header(file)) if name != "__metadata__"}
+def is_hub_id(model: str) -> bool:
+    """Whether `model` is fetched from the hub rather than found on this machine."""
+    return model != "demo" and not Path(model).is_dir() and _looks_like_hub_id(model)
 
 
-def read_header(file: Path) -> bytes:
-    """The JSON header of a safetensors file: 8 bytes of its length, then itself; ValueError names a file without."""
-    try:
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            # Compared before it is read: eight bytes of anything else name a length that no memory has.
-            header = stream.read(size) if 0 < size <= file.stat().st_size - 8 else b""
-    except FileNotFoundError:
-        raise ValueError(f"{file} is missing: fetch the checkpoint anew") from None
-    if not header.startswith(b"{"):
-        raise ValueError(f"{file} is no safetensors file, or was cut short: fetch the checkpoint anew")
-    return header
+def _looks_like_hub_id(model: str) -> bool:
+    return model.count("/") == 1 and not model.startswith(("/", ".", "~"))
 
 
-def fingerprint(folder: Path) -> str:
-    """A hash of the config and of every weight file's name, size and header: cheap, and it differs between models.
-
-    Not of the weights' bytes, which would take a read of the whole checkpoint.
-    """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted(set(weight_files(folder).values())):
-        header = read_header(file)
-        digest.update(f"{file.name}:{file.stat().st_size}".encode())
-        digest.update(header)
-    return digest.hexdigest()[:16]
+def _without_config(folder: Path) -> str:
+    if (folder / "adapter_config.json").exists():
+        return (
+            f"{folder} holds an adapter (adapter_config.json), no whole model; "
+            "merge it into its base with peft's merge_and_unload, and save that"
+        )
+    return f"{folder} has no config.json: a model is a folder with config.json and *.safetensors"
 
 
 def _from_hub(model: str, *, patterns: list[str]) -> Path:

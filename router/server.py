@@ -12,7 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from rich.console import Console
 
-from parallel.checkpoint import fingerprint, resolve_model
+from parallel.checkpoint import resolve_model
+from parallel.fingerprint import fingerprint
 from proto import inference_pb2, inference_pb2_grpc
 from router.check import CheckedConfig
 from router.cluster import Cluster

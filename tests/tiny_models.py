@@ -1,12 +1,18 @@
 """Checkpoints small enough to write by hand: a config.json and, where a test needs them, headers of weight files."""
 
 import json
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from parallel.models.description import ModelDescription
 from parallel.models.registry import FAMILIES
 
+ITEM_BYTES: dict[str, float] = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8, "F8_E4M3": 1, "I8": 1, "U8": 1, "F4": 0.5}
 TINY: dict[str, Any] = {
     "vocab_size": 50,
     "hidden_size": 32,
@@ -59,8 +65,38 @@ def write_config(folder: Path, config: dict[str, Any]) -> Path:
     return folder
 
 
+def write_checkpoint(folder: Path, config: dict[str, Any], /, **changes: Any) -> Path:
+    """All that `router check` reads of a model: `config`, a tokenizer, and weights of zeros that take no room on disk.
+
+    `changes` are what differs in the weight file, as in `write_tensors`.
+    """
+    write_config(folder, config)
+    tokenizer = Tokenizer(WordLevel({f"w{index}": index for index in range(TINY["vocab_size"])}, unk_token="w0"))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_tensors(folder / "model.safetensors", {**shapes(config), **changes})
+    return folder
+
+
+def shapes(config: dict[str, Any]) -> dict[str, Any]:
+    """The shape of each tensor that the model of `config` reads."""
+    return {spec.name: spec.shape for spec in describe(config).tensors}
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Any]) -> None:
+    """A safetensors file of zeros: for each name a shape (F32), a dtype and a shape, or None for one left out."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, value in tensors.items():
+        if value is not None:
+            dtype, shape = value if len(value) == 2 and isinstance(value[0], str) else ("F32", value)
+            begin, end = end, end + int(prod(shape) * ITEM_BYTES[dtype])
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    content = json.dumps(header).encode()
+    with file.open("wb") as stream:
+        stream.write(len(content).to_bytes(8, "little") + content)
+        stream.truncate(8 + len(content) + end)
+
+
 def write_weights(file: Path, *, names: list[str]) -> None:
-    """A safetensors file with an F32 tensor of one element for each name (all over the same four bytes)."""
-    tensors = {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in names}
-    header = json.dumps({"__metadata__": {"format": "pt"}, **tensors}).encode()
-    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    """A safetensors file with an F32 tensor of one element for each name."""
+    write_tensors(file, dict.fromkeys(names, (1,)))

@@ -17,6 +17,16 @@ def positive(config: Config, key: str, *, default: int | None = None) -> int:
     return value
 
 
+def count(config: Config, key: str) -> int:
+    """The integer at `key`, 0 or more; 0 where it is absent or null."""
+    value = config.get(key)
+    if value is None:
+        return 0
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"config.json has {key} = {value!r}: it must be an integer of 0 or more")
+    return value
+
+
 def number(config: Config, key: str, *, least: float, default: float | None = None) -> float:
     """The finite number at `key`, at least `least`; `default` where it is absent or null."""
     value = config.get(key)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
-from parallel.models.config_values import Config, number, positive, require
+from parallel.models.config_values import Config, count, number, positive, require
 from parallel.models.description import (
     CacheGroup,
     ExpertSpec,
@@ -28,12 +28,14 @@ def describe_decoder(
 ) -> ModelDescription:
     """The description of a pre-norm decoder with full attention; ValueError names what it cannot serve."""
     require(config, "hidden_act", "silu")
+    require(config, "tie_word_embeddings", True, False, None)
     heads = positive(config, "num_attention_heads")
     num_layers = positive(config, "num_hidden_layers")
     per_layer = (spec for layer in range(num_layers) for spec in layer_tensors(layer))
     return ModelDescription(
         family=family,
         num_layers=num_layers,
+        num_nextn_predict_layers=count(config, "num_nextn_predict_layers"),
         hidden_size=positive(config, "hidden_size"),
         vocab_size=positive(config, "vocab_size"),
         num_heads=heads,

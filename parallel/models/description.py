@@ -137,11 +137,13 @@ class ModelDescription:
     """One model; heads are counts of the whole.
 
     `intermediate_size` is the width of layers without experts, None where there are none; `experts` None where no layer
-    has any. A model with layers of both kinds has both.
+    has any. A model with layers of both kinds has both. A checkpoint may hold `num_nextn_predict_layers` after the last
+    layer, which draft further tokens: none is read.
     """
 
     family: str
     num_layers: int
+    num_nextn_predict_layers: int
     hidden_size: int
     vocab_size: int
     num_heads: int

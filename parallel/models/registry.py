@@ -1,10 +1,12 @@
 """Finds a model's description by the `model_type` of its config.json. A new family is one line here."""
 
-import json
 from pathlib import Path
 
+from parallel.model_files import read_json_object
 from parallel.models import llama, mixtral, qwen2, qwen3, qwen3_moe
 from parallel.models.description import Describe, ModelDescription
+from parallel.models.quantisation import require_unquantised
+from parallel.tied_output import untie_where_stored
 
 FAMILIES: dict[str, Describe] = {
     "llama": llama.describe,
@@ -16,20 +18,19 @@ FAMILIES: dict[str, Describe] = {
 
 
 def describe_checkpoint(folder: Path) -> ModelDescription:
-    """The description of the checkpoint in `folder`; ValueError where its config cannot be read or served."""
+    """The description of the checkpoint in `folder`; ValueError where its config cannot be read or served.
+
+    A config that ties the output to the embedding counts as untied where the weight files hold an output of their own.
+    """
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: a model is a folder with config.json and *.safetensors") from None
-    except ValueError as error:  # of the JSON, or of the bytes that should be its text
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no JSON object: a model's config does")
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: a model is a folder with config.json and *.safetensors")
+    config = read_json_object(path)
     family = config.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         raise ValueError(f"{path} has model_type {family!r}: the families that run are {', '.join(FAMILIES)}")
     try:
-        return FAMILIES[family](config)
+        require_unquantised(config)
+        return FAMILIES[family](untie_where_stored(config, folder=folder))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

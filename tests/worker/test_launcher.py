@@ -3,11 +3,13 @@
 import asyncio
 import queue
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from parallel.fingerprint import fingerprint
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from parallel.topology import HostSpec, PoolSpec, Topology, plan_topology
@@ -15,6 +17,7 @@ from parallel.wire import assign_request
 from proto import control_pb2, control_pb2_grpc
 from tests.harness.checkpoints import Oracle
 from tests.harness.router_process import worker_command
+from tests.tiny_models import llama, write_checkpoint
 from worker.launcher.mock_rank import MockRank
 from worker.launcher.rank_handle import RankCallbacks
 
@@ -156,3 +159,15 @@ def test_a_second_router_is_refused_while_the_lease_is_held(launcher: Any, mixtr
     other = control_pb2.WatchRequest(router_id=8, heartbeat_timeout_s=10)
     assert f"serves router {ROUTER:016x}" in refusal(launcher.Watch(other, timeout=10))
     assert "does not hold this launcher's lease" in refusal(launcher.Assign(request(mixtral, router_id=8), timeout=10))
+
+
+def test_a_checkpoint_that_nobody_reads_whole_is_refused_before_any_rank_starts(launcher: Any, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, llama(), **{"lm_head.weight_scale": (1,), "model.norm.weight": None})
+    hello = control_pb2.HelloRequest(router_id=ROUTER, model=str(folder), device_kind="cpu", devices=[0])
+    with pytest.raises(grpc.RpcError) as caught:
+        launcher.Hello(hello, timeout=10)
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "lacks 1 tensor that its config.json calls for: model.norm.weight" in caught.value.details()
+    assert "holds 1 tensor that llama does not read: lm_head.weight_scale" in caught.value.details()
+    write_checkpoint(tmp_path, llama())
+    assert launcher.Hello(hello, timeout=10).checkpoint_fingerprint == fingerprint(tmp_path)

@@ -10,7 +10,9 @@ from typing import Any
 
 import grpc
 
-from parallel.checkpoint import fingerprint, resolve_model
+from parallel.checkpoint import resolve_model
+from parallel.checkpoint_contents import require_sound
+from parallel.fingerprint import fingerprint
 from proto import control_pb2, control_pb2_grpc
 from worker.launcher.host_ranks import AssignmentError, HostRanks
 from worker.launcher.rank_handle import StartRank
@@ -52,8 +54,7 @@ class LauncherService(control_pb2_grpc.LauncherServicer):
             )
         try:
             _check_devices(request.device_kind, list(request.devices), mock=self._mock)
-            folder = await asyncio.to_thread(resolve_model, request.model)
-            digest = await asyncio.to_thread(fingerprint, folder)
+            digest = await asyncio.to_thread(_checked_fingerprint, request.model)
         except (ValueError, OSError) as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         return control_pb2.HelloResponse(
@@ -161,6 +162,13 @@ def _check_devices(kind: str, devices: list[int], *, mock: bool) -> None:
     missing = [index for index in devices if index >= present]
     if missing:
         raise ValueError(f"this host has {present} NVIDIA devices, but the topology names device {missing[0]}")
+
+
+def _checked_fingerprint(model: str) -> str:
+    """Blocking: the fingerprint of the checkpoint on this host; ValueError with every fault of its weight files."""
+    folder = resolve_model(model)
+    require_sound(folder)
+    return fingerprint(folder)
 
 
 def _version(package: str) -> str:
