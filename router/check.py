@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from parallel.checkpoint import resolve_model
+from parallel.checkpoint import is_hub_id, resolve_model
 from parallel.models.description import ModelDescription
-from parallel.models.registry import describe_checkpoint
 from parallel.settings import EngineSettings
 from parallel.topology import PoolSpec, Topology, check_devices, plan_topology
 from router.check_hosts import check_hosts
@@ -18,8 +17,11 @@ from router.check_pools import PoolCheck
 from router.config import Config
 from router.config_loading import parse_config
 from router.config_source import ConfigSource, read_source
+from router.model_check import check_model
 from router.problem import ConfigError, Problem
 from router.resolve import engine_settings, host_specs, pool_engine, pool_hosts, pool_specs, replica_shape
+
+_UNREAD = "the weights of {model} are on the hub and were not looked at: the router checks them before it starts a rank"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +31,27 @@ class CheckedConfig:
     config: Config
     description: ModelDescription
     topology: Topology
+    warnings: tuple[str, ...] = ()  # of the model: it runs, but perhaps not as its operator thinks
 
 
 def check_file(path: Path) -> CheckedConfig:
-    """Reads and checks `path`; ConfigError with every problem of it. Fetches a hub model's config, not its weights."""
+    """Reads and checks `path`; ConfigError with every problem of it. Fetches a hub model's small files, no weights."""
     source = read_source(path)
     config = parse_config(source)
+    on_hub = is_hub_id(config.model)
     try:
-        description = describe_checkpoint(resolve_model(config.model, weights=False))
+        found = check_model(resolve_model(config.model, weights=False), weights=not on_hub)
     except ValueError as error:
         missing = source.problem(("model",), what=str(error), remedy="name a model that is there and runs")
         raise ConfigError([missing, *find_problems(config, source=source, description=None)]) from error
-    topology = check(config, source=source, description=description)
-    return CheckedConfig(config=config, description=description, topology=topology)
+    faults = [source.problem(("model",), what=fault.what, remedy=fault.remedy) for fault in found.faults]
+    if faults or found.description is None:
+        raise ConfigError([*faults, *find_problems(config, source=source, description=found.description)])
+    topology = check(config, source=source, description=found.description)
+    unread = (_UNREAD.format(model=config.model),) if on_hub else ()
+    return CheckedConfig(
+        config=config, description=found.description, topology=topology, warnings=(*found.warnings, *unread)
+    )
 
 
 def check(config: Config, *, source: ConfigSource, description: ModelDescription) -> Topology:

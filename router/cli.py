@@ -62,7 +62,7 @@ def check(
     checked = _checked(config)
     report = plan_report(checked.topology, description=checked.description)
     render(report, Console(), every_rank=every_rank)
-    for warning in crossing_warnings(report, config=checked.config):
+    for warning in (*checked.warnings, *crossing_warnings(report, config=checked.config)):
         print(f"warning: {warning}", file=sys.stderr)
 
 

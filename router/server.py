@@ -12,8 +12,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from rich.console import Console
 
-from parallel.checkpoint import resolve_model
-from parallel.fingerprint import fingerprint
 from proto import inference_pb2, inference_pb2_grpc
 from router.check import CheckedConfig
 from router.cluster import Cluster
@@ -22,8 +20,8 @@ from router.errors import ClusterError
 from router.plan_report import plan_report
 from router.progress import start_progress
 from router.reports import model_info, topology_message
+from router.served_model import load_served_model
 from router.service import InferenceService
-from router.text import ModelText
 from router.validation import RequestValidator
 
 logger = logging.getLogger(__name__)
@@ -37,16 +35,14 @@ class RouterServer:
 
     def __init__(self, checked: CheckedConfig, *, launcher_arguments: Sequence[str] = ()) -> None:
         config = checked.config
-        folder = resolve_model(config.model)
-        text = ModelText(folder)
-        digest = fingerprint(folder)
+        model = load_served_model(config.model)
         self._listen = config.listen
         self.dispatcher = Dispatcher(max_waiting=config.limits.max_waiting)
         self.cluster = Cluster(
             checked.topology,
             timeouts=config.timeouts,
             dispatcher=self.dispatcher,
-            fingerprint=digest,
+            fingerprint=model.fingerprint,
             launcher_arguments=launcher_arguments,
         )
         self.address = config.listen
@@ -54,9 +50,11 @@ class RouterServer:
         self._server = grpc.aio.server(options=_server_options(config.limits.max_message_bytes))
         service = InferenceService(
             dispatcher=self.dispatcher,
-            validator=RequestValidator(description=checked.description, text=text),
-            model_info=model_info(checked.description, model=config.model, text=text, fingerprint=digest),
-            topology=topology_message(plan_report(checked.topology, description=checked.description)),
+            validator=RequestValidator(description=model.description, text=model.text),
+            model_info=model_info(
+                model.description, model=config.model, text=model.text, fingerprint=model.fingerprint
+            ),
+            topology=topology_message(plan_report(checked.topology, description=model.description)),
         )
         inference_pb2_grpc.add_InferenceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

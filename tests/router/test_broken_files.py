@@ -75,8 +75,8 @@ BROKEN: dict[str, tuple[str, str, int, list[str]]] = {
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A model with 8 experts; its config is all that a check reads."""
-    return tiny_models.write_config(tmp_path / "mixtral", tiny_models.mixtral())
+    """A model with 8 experts; of its weights a check reads the header alone."""
+    return tiny_models.write_checkpoint(tmp_path / "mixtral", tiny_models.mixtral())
 
 
 def problems(text: str, folder: Path) -> list[str]:
@@ -106,7 +106,7 @@ def test_two_hosts_on_one_port_are_told_with_both_lines(model: Path, tmp_path: P
 
 
 def test_experts_for_a_dense_model_are_an_error_that_says_so(tmp_path: Path) -> None:
-    dense = tiny_models.write_config(tmp_path / "llama", tiny_models.llama())
+    dense = tiny_models.write_checkpoint(tmp_path / "llama", tiny_models.llama())
     text = GOOD.format(model=dense).replace("{dp: 2}}", "{dp: 2}, experts: {ep: 2}}")
     (found,) = problems(text, tmp_path)
     assert "topo.yaml:9: pools.decode.experts = {ep: 2}" in found

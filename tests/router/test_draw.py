@@ -12,7 +12,7 @@ from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from parallel.topology import HostSpec, PoolSpec, Topology, plan_topology
 from router.cli import app
 from router.draw import draw
-from tests.tiny_models import describe, mixtral, write_config
+from tests.tiny_models import describe, mixtral, write_checkpoint
 
 SVG = "{http://www.w3.org/2000/svg}"
 PREFILL = ReplicaShape(pp=2, attention=AttentionSizes(cp=4, tp=2), experts=ExpertSizes(moe_dp=2, ep=4))
@@ -102,7 +102,7 @@ def test_of_very_many_hosts_some_of_each_pool_are_drawn_and_the_others_counted()
 
 
 def test_the_command_writes_the_file_and_says_where(tmp_path: Path) -> None:
-    model = write_config(tmp_path / "model", mixtral())
+    model = write_checkpoint(tmp_path / "model", mixtral())
     config = tmp_path / "topo.yaml"
     content = {"model": str(model), "hosts": [{"address": "local", "devices": 1}], "pools": {"unified": {}}}
     config.write_text(yaml.safe_dump(content))

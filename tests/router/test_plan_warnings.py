@@ -19,12 +19,12 @@ from router.config_source import read_source
 from router.plan_report import plan_report
 from router.plan_table import render
 from router.plan_warnings import crossing_warnings
-from tests.tiny_models import describe, mixtral, write_config
+from tests.tiny_models import describe, mixtral, write_checkpoint
 
 
 def write(folder: Path, *, hosts: list[int], **pools: object) -> Path:
     listed = [{"name": f"h{i}", "address": f"10.0.{i // 250}.{i % 250}:5", "devices": n} for i, n in enumerate(hosts)]
-    model = write_config(folder / "model", mixtral(num_local_experts=16))
+    model = write_checkpoint(folder / "model", mixtral(num_local_experts=16))
     path = folder / "topo.yaml"
     path.write_text(yaml.safe_dump({"model": str(model), "hosts": listed, "pools": pools}))
     return path

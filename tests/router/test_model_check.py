@@ -1,0 +1,192 @@
+"""What is wrong with a model's files is one sentence with file and remedy, at `router check` and wherever it starts."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from router.check import check_file
+from router.cli import app
+from router.errors import ClusterError
+from router.model_check import check_model
+from router.problem import ConfigError
+from router.served_model import load_served_model
+from tests import tiny_models
+from tests.tiny_models import write_checkpoint
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4000\n"
+TOPOLOGY = "model: {model}\nhosts: [{{name: a, address: local, devices: 1}}]\npools: {{unified: {{}}}}\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "model", tiny_models.llama())
+
+
+def topo(folder: Path) -> Path:
+    path = folder.parent / "topo.yaml"
+    path.write_text(TOPOLOGY.format(model=folder))
+    return path
+
+
+def problems(folder: Path) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        check_file(topo(folder))
+    return [str(problem).removeprefix(f"{topo(folder)}:1: model = ") for problem in caught.value.problems]
+
+
+def write(name: str, content: str | bytes) -> Callable[[Path], object]:
+    data = content if isinstance(content, bytes) else content.encode()
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def replace_by_folder(name: str) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir()
+
+    return change
+
+
+def remove(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).unlink()
+
+
+def only_sentencepiece(folder: Path) -> None:
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+
+
+def only_an_index(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
+#: What is done to a sound checkpoint, and words of the one sentence that tells it.
+BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "no tokenizer": (remove("tokenizer.json"), ["has no tokenizer.json; fetch"]),
+    "a tokenizer in another form": (
+        only_sentencepiece,
+        ["has no tokenizer.json, only tokenizer.model", "AutoTokenizer"],
+    ),
+    "weights in another form": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+        ["holds no *.safetensors file", "pytorch_model.bin", "save_pretrained"],
+    ),
+    "a cut weight file": (write("model.safetensors", b"\0\0"), ["model.safetensors is no safetensors file", "fetch"]),
+    "an empty index": (only_an_index, ["index.json has no weight_map"]),
+    "a tokenizer of another making": (
+        write("tokenizer.json", '{"model": 3}'),
+        ["the tokenizer of", "cannot be loaded"],
+    ),
+    "an empty tokenizer": (
+        write("tokenizer.json", '{"added_tokens": [], "model": {"type": "WordLevel", "vocab": {}, "unk_token": "a"}}'),
+        ["tokenizer.json has no tokens"],
+    ),
+    "a broken template": (
+        write("chat_template.jinja", "{% for m in messages %}"),
+        ["the chat template of", "broken: line 1", "correct it, or remove it"],
+    ),
+    "a template that is no text": (
+        write("tokenizer_config.json", '{"chat_template": 7}'),
+        ["chat template", "7, no text"],
+    ),
+    "a template that is no UTF-8": (write("chat_template.jinja", b"\xff\xfe"), ["chat_template.jinja is no UTF-8"]),
+    "a template's pointer": (write("chat_template.jinja", POINTER), ["chat_template.jinja is a git-lfs pointer"]),
+}
+JSON_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+for _name in JSON_FILES:
+    BROKEN |= {
+        f"{_name} is a pointer": (write(_name, POINTER), [f"{_name} is a git-lfs pointer", "; run `git lfs pull`"]),
+        f"{_name} is a page of HTML": (write(_name, "<!DOCTYPE html>"), [f"{_name} is not JSON", "; fetch"]),
+        f"{_name} was cut short": (write(_name, '{"a": 1, '), [f"{_name} is not JSON", "; fetch"]),
+        f"{_name} is empty": (write(_name, ""), [f"{_name} is not JSON", "; fetch"]),
+        f"{_name} is a list": (write(_name, "[1]"), [f"{_name} holds no JSON object", "; fetch"]),
+        f"{_name} is no UTF-8": (write(_name, b'{"a": "\xff"}'), [f"{_name} is no UTF-8", "; fetch"]),
+        f"{_name} is nested without end": (write(_name, '{"a":' * 100_000), [f"{_name} is not JSON", "; fetch"]),
+        f"{_name} is a folder": (replace_by_folder(_name), [f"{_name} cannot be read: Is a directory", "; fetch"]),
+    }
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_checkpoint_is_one_sentence_at_the_check_and_at_the_start(name: str, folder: Path) -> None:
+    change, words = BROKEN[name]
+    change(folder)
+    (found,) = problems(folder)
+    assert all(word in found for word in words), found
+    with pytest.raises(ClusterError) as caught:
+        load_served_model(str(folder))
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_sound_checkpoint_has_neither_faults_nor_warnings(folder: Path) -> None:
+    found = check_model(folder, weights=True)
+    assert (found.faults, found.warnings) == ((), ())
+    assert load_served_model(str(folder)).description == found.description
+
+
+def test_a_pointer_in_every_files_place_is_told_for_weights_tokenizer_and_defaults_at_once(folder: Path) -> None:
+    for name in ("model.safetensors", "tokenizer.json", "generation_config.json"):
+        (folder / name).write_text(POINTER)
+    found = problems(folder)
+    assert len(found) == 3
+    assert all("is a git-lfs pointer" in sentence for sentence in found)
+
+
+def test_faults_of_the_model_are_told_beside_those_of_the_file(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    path = topo(folder)
+    path.write_text(path.read_text().replace("unified: {}", "unified: {attention: {tp: 3}}"))
+    with pytest.raises(ConfigError) as caught:
+        check_file(path)
+    assert {problem.key.partition(".")[0] for problem in caught.value.problems} == {"model", "pools"}
+
+
+def test_the_check_prints_sentences_and_no_traceback(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"top_p": "high"}')
+    result = CliRunner().invoke(app, ["check", "--config", str(topo(folder))])
+    assert result.exit_code == 1
+    assert "generation_config.json has top_p = 'high'; write a number" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_warning_goes_to_standard_error_and_does_not_fail_the_check(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 1.1}')
+    result = CliRunner().invoke(app, ["check", "--config", str(topo(folder))])
+    assert result.exit_code == 0
+    (warning,) = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert "generation_config.json has repetition_penalty = 1.1" in warning
+
+
+def test_a_router_logs_the_models_warnings(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "generation_config.json").write_text('{"num_beams": 4}')
+    load_served_model(str(folder))
+    assert "num_beams = 4" in caplog.text
+
+
+def test_of_a_hub_id_the_check_says_that_the_weights_were_not_looked_at(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def fetch(model: str, *, allow_patterns: list[str]) -> str:
+        asked[model] = allow_patterns
+        return str(folder)
+
+    (folder / "model.safetensors").unlink()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    path = folder.parent / "topo.yaml"
+    path.write_text(TOPOLOGY.format(model="owner/name"))
+    (warning,) = check_file(path).warnings
+    assert warning.startswith("the weights of owner/name are on the hub and were not looked at")
+    assert not any("safetensors" in pattern.removesuffix(".json") for pattern in asked["owner/name"])
+    with pytest.raises(ClusterError, match=r"holds no \*.safetensors file"):
+        load_served_model("owner/name")
+
+
+@pytest.mark.parametrize("content", ["", "\n", json.dumps(POINTER)])
+def test_a_tokenizer_config_of_no_object_never_ends_in_a_traceback(folder: Path, content: str) -> None:
+    (folder / "tokenizer_config.json").write_text(content)
+    assert len(problems(folder)) == 1
