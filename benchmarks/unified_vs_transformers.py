@@ -7,7 +7,6 @@ from the first token to the last over all sequences of a batch, prefill from the
 import argparse
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 from examples.demo import wait_until_serving
+from parallel.own_packages import module_command
 from proto import inference_pb2, inference_pb2_grpc
 
 MODEL = Path(".cache/models/smollm2-135m-llama")
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=48)
     options = parser.parse_args()
     config = "examples/unified.yaml"
-    router = subprocess.Popen([sys.executable, "-m", "router", "--config", config, "--log-level", "WARNING"])
+    router = subprocess.Popen([*module_command("router"), "--config", config, "--log-level", "WARNING"])
     try:
         models = {
             name: AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32, attn_implementation=name).eval()

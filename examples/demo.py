@@ -6,11 +6,11 @@ Run by `make demo`. The router is a child process; it is ended, with its launche
 import argparse
 import signal
 import subprocess
-import sys
 import time
 
 import grpc
 
+from parallel.own_packages import module_command
 from proto import inference_pb2, inference_pb2_grpc
 from router.client import describe
 
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=96)
     options = parser.parse_args()
     started = time.perf_counter()
-    router = subprocess.Popen([sys.executable, "-m", "router", "--config", options.config, "--log-level", "WARNING"])
+    router = subprocess.Popen([*module_command("router"), "--config", options.config, "--log-level", "WARNING"])
     try:
         with grpc.insecure_channel(options.to) as channel:
             wait_until_serving(router, channel)

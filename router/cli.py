@@ -136,12 +136,3 @@ def _checked(path: Path) -> CheckedConfig:
     except ConfigError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
-
-
-def main() -> None:
-    """The console script's entry."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

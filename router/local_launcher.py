@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-import sys
 
+from parallel.own_packages import module_command
 from router.errors import ClusterError
 
 _START_TIMEOUT_S = 30.0
@@ -21,8 +21,8 @@ class LocalLauncher:
     async def start(cls, *, host: str, arguments: tuple[str, ...] = ()) -> "LocalLauncher":
         """Starts a launcher on a free loopback port; ClusterError naming `host` where it does not come up."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "worker", "--listen", "127.0.0.1:0", "--exit-with-stdin", "--log-level", "WARNING"),
+            *module_command("worker"),
+            *("--listen", "127.0.0.1:0", "--exit-with-stdin", "--log-level", "WARNING"),
             *arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

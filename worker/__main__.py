@@ -1,5 +1,21 @@
-"""`python -m worker`: the command `worker`."""
+"""The command `worker`, also as `python -m worker`: makes sure of Muster's own packages before any of them is used."""
 
-from worker.cli import main
+import sys
+from pathlib import Path
 
-main()
+
+def main() -> None:
+    """The console script's entry."""
+    # For this one import our folder comes first: anybody may have a `parallel.py`.
+    sys.path.insert(0, str(Path(__file__).absolute().parents[1]))
+    from parallel.own_packages import take_own_packages
+
+    sys.path.pop(0)
+    take_own_packages()
+    from worker.cli import app
+
+    app()
+
+
+if __name__ == "__main__":
+    main()

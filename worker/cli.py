@@ -56,12 +56,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def main() -> None:
-    """The console script's entry."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

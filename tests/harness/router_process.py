@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,16 @@ import yaml
 class Command:
     """A running command whose output is read as it comes."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(
+        self, arguments: Sequence[str], *, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [sys.executable, "-m", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, **(environment or {})},
         )
         self.lines: list[str] = []
         threading.Thread(target=self._read, daemon=True).start()
@@ -70,11 +77,17 @@ class Command:
 
 
 @contextmanager
-def router_command(content: dict[str, Any], folder: Path) -> Iterator[tuple[Command, str]]:
+def router_command(
+    content: dict[str, Any],
+    folder: Path,
+    *,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[tuple[Command, str]]:
     """`router --config` with the topology `content`: the command and its address. Leaves no process behind."""
     path = folder / "topo.yaml"
     path.write_text(yaml.safe_dump(content))
-    command = Command(["router", "--config", str(path)])
+    command = Command(["router", "--config", str(path)], cwd=cwd, environment=environment)
     family: list[int] = []
     try:
         address = command.wait_for(r"serving on (\S+)")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+from parallel.own_packages import module_command
 from proto import control_pb2
 from worker.launcher.rank_handle import RankCallbacks
 
@@ -35,7 +36,7 @@ class RankChild:
         self._callbacks = callbacks
         self._writer: asyncio.StreamWriter | None = None
         self._backlog: list[bytes] = []
-        command = [sys.executable, "-m", "worker.rank", "--link-fd", str(theirs.fileno())]
+        command = [*module_command("worker.rank"), "--link-fd", str(theirs.fileno())]
         command += ["--rendezvous-fd", str(rendezvous.fileno()), "--parent", str(os.getpid())]
         command += ["--log-level", settings.log_level, "--device", str(device)]
         self._process = subprocess.Popen(
