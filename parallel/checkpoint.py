@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-DEMO_FOLDER = Path(".cache/models/smollm2-135m-mixtral")
+DEMO = "demo"
+# In the checkout that this code lies in, wherever a process was started.
+DEMO_FOLDER = Path(__file__).absolute().parents[1] / ".cache" / "models" / "smollm2-135m-mixtral"
 _SMALL = ["*.json", "*.jinja", "tokenizer.model"]
 _WEIGHTS = ["*.safetensors"]
 
@@ -13,15 +15,20 @@ def resolve_model(model: str, *, weights: bool = True) -> Path:
     Without `weights` a hub's weight files are not fetched: a check needs the config alone. Raises ValueError where none
     of them leads to a checkpoint.
     """
-    if model == "demo":
+    if model == DEMO:
         if not (DEMO_FOLDER / "config.json").exists():
-            raise ValueError(f"the demo model is not in {DEMO_FOLDER}: run `make demo-model` in the repository's root")
+            raise ValueError(f"the demo model is not in {DEMO_FOLDER}: run `make demo-model` in a checkout")
         return DEMO_FOLDER
     folder = Path(model)
-    if (folder / "config.json").exists():
-        return folder
-    if folder.is_dir():
-        raise ValueError(_without_config(folder))
+    try:
+        if (folder / "config.json").exists():
+            return folder
+        if folder.is_dir():
+            raise ValueError(_without_config(folder))
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be read: {error.strerror}") from None
+    if model.startswith(("/", ".", "~")):
+        raise ValueError(f"there is no folder {model}")
     if not _looks_like_hub_id(model):
         raise ValueError(f"model {model!r} is neither 'demo', nor a folder that exists, nor a hub id (owner/name)")
     return _from_hub(model, patterns=[*_SMALL, *_WEIGHTS] if weights else _SMALL)

@@ -7,6 +7,7 @@ there, and neither sys.path nor the environment is changed for what runs then.
 
 import importlib
 import importlib.util
+import io
 import runpy
 import sys
 from importlib.metadata import packages_distributions
@@ -37,6 +38,19 @@ def take_own_packages() -> None:
         sys.path.remove(str(_FOLDER))
     if not (_FOLDER / "proto" / "inference_pb2.py").exists():
         raise SystemExit(f"the generated messages are not in {_FOLDER / 'proto'}: run `make proto` in {_FOLDER}")
+
+
+def run_command(module: str) -> None:
+    """Runs `app` of `module`, a command's edge: Ctrl-C ends it quietly from its first import on."""
+    try:
+        take_own_packages()
+        # A terminal or file that lacks a character shows a question mark in its place.
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        importlib.import_module(module).app()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def _is_own(name: str) -> bool:

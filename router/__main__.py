@@ -8,13 +8,10 @@ def main() -> None:
     """The console script's entry."""
     # For this one import our folder comes first: anybody may have a `parallel.py`.
     sys.path.insert(0, str(Path(__file__).absolute().parents[1]))
-    from parallel.own_packages import take_own_packages
+    from parallel.own_packages import run_command
 
     sys.path.pop(0)
-    take_own_packages()
-    from router.cli import app
-
-    app()
+    run_command("router.cli")
 
 
 if __name__ == "__main__":

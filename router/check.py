@@ -19,7 +19,7 @@ from router.config_loading import parse_config
 from router.config_source import ConfigSource, read_source
 from router.model_check import check_model
 from router.problem import ConfigError, Problem
-from router.resolve import engine_settings, host_specs, pool_engine, pool_hosts, pool_specs, replica_shape
+from router.resolve import engine_settings, host_specs, located, pool_engine, pool_hosts, pool_specs, replica_shape
 
 _UNREAD = "the weights of {model} are on the hub and were not looked at: the router checks them before it starts a rank"
 
@@ -37,12 +37,13 @@ class CheckedConfig:
 def check_file(path: Path) -> CheckedConfig:
     """Reads and checks `path`; ConfigError with every problem of it. Fetches a hub model's small files, no weights."""
     source = read_source(path)
-    config = parse_config(source)
+    config = located(parse_config(source), folder=path.absolute().parent)
     on_hub = is_hub_id(config.model)
     try:
         found = check_model(resolve_model(config.model, weights=False), weights=not on_hub)
     except ValueError as error:
-        missing = source.problem(("model",), what=str(error), remedy="name a model that is there and runs")
+        what = " ".join(str(error).split())  # the hub's own errors have lines
+        missing = source.problem(("model",), what=what, remedy="name a model that is there and runs")
         raise ConfigError([missing, *find_problems(config, source=source, description=None)]) from error
     faults = [source.problem(("model",), what=fault.what, remedy=fault.remedy) for fault in found.faults]
     if faults or found.description is None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,8 @@ import typer
 import uvloop
 from rich.console import Console
 
+from parallel.address import parse_address
+from parallel.logs import LogLevel, start_logging
 from proto import inference_pb2
 from router.check import CheckedConfig, check_file
 from router.client import generate as run_generate
@@ -24,24 +25,25 @@ from router.plan_warnings import crossing_warnings
 from router.problem import ConfigError
 from router.server import run_router
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+# Plain: a box around an error would be wrapped in a log.
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The topology's file, topo.yaml.")]
-LogLevelOption = Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")]
+LogLevelOption = Annotated[LogLevel, typer.Option(case_sensitive=False, help="What is logged.")]
 
 
 @app.callback(invoke_without_command=True)
 def serve(
     context: typer.Context,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="The topology's file, topo.yaml.")] = None,
-    log_level: LogLevelOption = "INFO",
+    log_level: LogLevelOption = LogLevel.INFO,
 ) -> None:
     """Brings the topology of --config up and serves it until SIGINT or SIGTERM."""
     if context.invoked_subcommand is not None:
         return
     if config is None:
         raise typer.BadParameter("say which topology to serve: router --config topo.yaml")
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    start_logging(log_level)
     console = Console(stderr=True)
     checked = _checked(config)
     try:
@@ -92,7 +94,7 @@ def draw_command(
     checked = _checked(config)
     path = output or config.with_suffix(".svg")
     try:
-        path.write_text(draw(checked.topology, description=checked.description))
+        path.write_text(draw(checked.topology, description=checked.description), encoding="utf-8")
     except OSError as error:
         print(f"{path} cannot be written: {error.strerror}; name another file with --output", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -109,15 +111,17 @@ def schema() -> None:
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; a message of the user where the model chats.")],
     to: Annotated[str, typer.Option(help="The router's HOST:PORT.")] = "127.0.0.1:30000",
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option()] = None,
-    top_k: Annotated[int | None, typer.Option()] = None,
-    seed: Annotated[int | None, typer.Option()] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, max=2**32 - 1, help="256 where it fits.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Above 0; 1 is off.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=-(2**31), max=2**31 - 1, help="0 is off.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**64 - 1, help="The same gives the same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
     raw: Annotated[bool, typer.Option(help="Send the text as it is, without the model's chat template.")] = False,
 ) -> None:
     """Streams an answer's text to standard output and its timings to standard error."""
+    for text in (prompt, *(stop or ())):
+        _check_text(text)
     request = inference_pb2.GenerateRequest(
         sampling=inference_pb2.SamplingParams(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop
@@ -127,7 +131,25 @@ def generate(
         request.text = prompt
     else:
         request.chat.messages.add(role="user", content=prompt)
-    raise typer.Exit(asyncio.run(run_generate(to, request)))
+    raise typer.Exit(asyncio.run(run_generate(_router_address(to), request)))
+
+
+def _router_address(text: str) -> str:
+    try:
+        address = parse_address(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--to {text} {error}") from None
+    if address.port == 0:
+        raise typer.BadParameter(f"--to {text} has port 0; write the port that the router listens on")
+    return str(address)
+
+
+def _check_text(text: str) -> None:
+    """Bytes that the terminal's encoding does not have come as lone surrogates, which no message may hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter(f"the text is no UTF-8 at its character {error.start}") from None
 
 
 def _checked(path: Path) -> CheckedConfig:

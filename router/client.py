@@ -7,6 +7,8 @@ import grpc
 
 from proto import inference_pb2, inference_pb2_grpc
 
+_NOT_REACHED = ("failed to connect", "errors resolving")
+
 
 async def generate(address: str, request: inference_pb2.GenerateRequest) -> int:
     """Streams the text to standard output, the rest to standard error; returns the exit code."""
@@ -20,12 +22,20 @@ async def generate(address: str, request: inference_pb2.GenerateRequest) -> int:
                     print(flush=True)
                     print(describe(response.complete), file=sys.stderr)
         except grpc.aio.AioRpcError as error:
-            print(f"\n{error.code().name}: {error.details()}", file=sys.stderr)
+            print(f"\n{_sentence(error, address=address)}", file=sys.stderr)
             return 1
         except asyncio.CancelledError:
             print("\ncancelled", file=sys.stderr)
             return 130
     return 0
+
+
+def _sentence(error: grpc.aio.AioRpcError, *, address: str) -> str:
+    """What a router said as it is; what gRPC says of one that it did not reach, with a remedy."""
+    details = error.details() or ""
+    if error.code() is grpc.StatusCode.UNAVAILABLE and details.startswith(_NOT_REACHED):
+        return f"no router answers at {address}: start one, or name another with --to ({details})"
+    return f"{error.code().name}: {details}"
 
 
 def describe(complete: inference_pb2.Complete) -> str:

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 from pydantic.json_schema import SkipJsonSchema
 
+from parallel.address import parse_address
 from parallel.settings import EngineSettings
 from parallel.topology import POOL_NAMES
-from router.address import parse_address
 
 LOCAL = "local"
 
@@ -208,7 +208,9 @@ class LimitsConfig(_Strict):
 class Config(_Strict):
     """A whole `topo.yaml`."""
 
-    model: Name = Field(description="'demo', a local folder with config.json and *.safetensors, or a hub id")
+    model: Name = Field(
+        description="'demo', a folder (relative to this file) with config.json and *.safetensors, or a hub id"
+    )
     listen: Annotated[str, AfterValidator(_listen)] = Field(
         default="127.0.0.1:30000", description="host:port where clients reach the router; port 0 takes a free one"
     )

@@ -7,9 +7,9 @@ from typing import Any
 
 import grpc
 
+from parallel.address import parse_address
 from parallel.topology import HostSpec
 from proto import control_pb2, control_pb2_grpc
-from router.address import parse_address
 from router.errors import ClusterError
 
 #: A host that vanishes without closing its connections is found by these pings.

@@ -1,7 +1,10 @@
 """From what the file says to what the planner takes: defaults that depend on the model, the hosts and the pool."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
+from parallel.checkpoint import DEMO
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
@@ -9,6 +12,18 @@ from parallel.topology import HostSpec, PoolSpec
 from router.config import Config, EngineConfig, HostConfig, PoolConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+def located(config: Config, *, folder: Path) -> Config:
+    """`config` with the model's path made absolute where it is a relative one: from `folder`, that of the file.
+
+    So it means the same to the router and to every launcher, wherever each was started.
+    """
+    path = os.path.normpath(folder / os.path.expanduser(config.model))  # noqa: PTH111 - raises nothing
+    is_path = config.model.startswith((".", "/", "~")) or os.path.isdir(path)  # noqa: PTH112 - raises nothing
+    if config.model == DEMO or not is_path:
+        return config
+    return config.model_copy(update={"model": path})
 
 
 def host_specs(config: Config) -> tuple[HostSpec, ...]:

@@ -12,6 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from rich.console import Console
 
+from parallel.address import parse_address
+from parallel.listening import ListenError, add_port
 from proto import inference_pb2, inference_pb2_grpc
 from router.check import CheckedConfig
 from router.cluster import Cluster
@@ -36,7 +38,7 @@ class RouterServer:
     def __init__(self, checked: CheckedConfig, *, launcher_arguments: Sequence[str] = ()) -> None:
         config = checked.config
         model = load_served_model(config.model)
-        self._listen = config.listen
+        self._listen = parse_address(config.listen)
         self.dispatcher = Dispatcher(max_waiting=config.limits.max_waiting)
         self.cluster = Cluster(
             checked.topology,
@@ -65,12 +67,10 @@ class RouterServer:
     async def start(self, console: Console) -> None:
         """Opens the port, brings the cluster up, and says that it serves; ClusterError where it cannot."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        host = self._listen.rpartition(":")[0]
         try:
-            port = self._server.add_insecure_port(self._listen)
-        except RuntimeError as error:
-            raise ClusterError(f"cannot listen on {self._listen}: is another router running there? ({error})") from None
-        self.address = f"{host}:{port}"
+            self.address = str(add_port(self._server, self._listen))
+        except ListenError as error:
+            raise ClusterError(str(error)) from None
         await self._server.start()
         with start_progress(console) as progress:
             await self.cluster.start(progress)
@@ -93,7 +93,10 @@ async def run_router(checked: CheckedConfig, *, console: Console, launcher_argum
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    server = RouterServer(checked, launcher_arguments=launcher_arguments)
+    try:
+        server = RouterServer(checked, launcher_arguments=launcher_arguments)
+    except (ValueError, OSError) as failure:  # the model: a check has read its config alone
+        raise ClusterError(f"model {checked.config.model}: {failure}") from failure
     told = asyncio.ensure_future(stop.wait())
     error: Exception = ClusterError("the router is shutting down")
     starting = asyncio.ensure_future(server.start(console))

@@ -24,6 +24,7 @@ from typing import Any
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from parallel.collectives.communicator import PeerLostError
+from parallel.logs import LogLevel, start_logging
 from proto import control_pb2
 from worker.frames import FrameSocket
 from worker.rank_runtime import Inbox, RankRuntime, store_prefix
@@ -193,13 +194,13 @@ def main() -> None:
     parser.add_argument("--link-fd", type=int, required=True)
     parser.add_argument("--rendezvous-fd", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
-    parser.add_argument("--log-level", default="WARNING")
+    parser.add_argument("--log-level", type=LogLevel, default=LogLevel.WARNING)
     parser.add_argument("--device", type=int, help="the host's device; for those who read the process table")
     options = parser.parse_args()
     _die_with_parent(options.parent)
     # Ctrl-C reaches the whole foreground group; the launcher decides when its ranks end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    start_logging(options.log_level)
     logging.getLogger("nixl_cu12").setLevel(logging.WARNING)
     # The main thread comes back from every operator for Python's lock: half a millisecond is as long as it may wait.
     sys.setswitchinterval(0.0005)

@@ -14,7 +14,9 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from parallel.address import Address, parse_address
 from parallel.collectives.communicator import PeerLostError
+from parallel.listening import listen
 from proto import step_pb2
 from worker.frames import FrameSocket
 
@@ -43,9 +45,9 @@ class LeaderStar:
         self._deliver_own = deliver_own
         self._members: dict[int, FrameSocket] = {}
         joined: queue.SimpleQueue[tuple[int, FrameSocket]] = queue.SimpleQueue()
-        with socket.create_server((address, 0), backlog=world_size) as server:
+        with listen(Address(host=address, port=0), backlog=world_size) as server:
             threading.Thread(target=_accept, args=(server, join, joined), name="star", daemon=True).start()
-            store.set(_KEY, f"{address}:{server.getsockname()[1]}")
+            store.set(_KEY, str(Address(host=address, port=server.getsockname()[1])))
             try:
                 self._wait_for_all(joined, world_size=world_size, timeout_s=timeout_s)
             finally:
@@ -125,8 +127,8 @@ class MemberStar:
     def __init__(
         self, *, store: Any, join: step_pb2.Join, timeout_s: float, deliver: Callable[[step_pb2.ToMember], None]
     ) -> None:
-        address, port = store.get(_KEY).decode().rsplit(":", 1)
-        connection = socket.create_connection((address, int(port)), timeout=timeout_s)
+        leader = parse_address(store.get(_KEY).decode())
+        connection = socket.create_connection((leader.host, leader.port), timeout=timeout_s)
         connection.settimeout(None)
         self._frames = FrameSocket(connection)
         self._deliver = deliver

@@ -13,8 +13,8 @@ from tests.harness.checkpoints import Oracle, from_folder
 from tests.harness.parity import first_near_tie
 from tests.harness.running_router import running_router, topology
 
-DENSE = Path(".cache/models/smollm2-135m-llama")
-MIXTRAL = Path(".cache/models/smollm2-135m-mixtral")
+DENSE = Path(".cache/models/smollm2-135m-llama").absolute()
+MIXTRAL = Path(".cache/models/smollm2-135m-mixtral").absolute()
 #: Tokens after each prompt: fewer where every run of the suite pays for them.
 QUICK, FULL = 20, 64
 ENGINE = {"kv_tokens": 4096, "max_batch_tokens": 512}

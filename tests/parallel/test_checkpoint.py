@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from parallel import checkpoint as checkpoint_module
 from parallel.checkpoint import is_hub_id, resolve_model
 from tests.tiny_models import llama, write_config, write_weights
 
@@ -23,7 +24,13 @@ def test_a_folder_without_a_config_is_an_error(tmp_path: Path) -> None:
         resolve_model(str(tmp_path))
 
 
-@pytest.mark.parametrize("model", ["nothing", "a/b/c", "/no/such", "./no/such", "~/none"])
+@pytest.mark.parametrize("model", ["/no/such", "./no/such", "~/none", "/" + "a" * 300])
+def test_a_path_that_leads_nowhere_is_an_error(model: str) -> None:
+    with pytest.raises(ValueError, match=r"there is no folder|cannot be read: File name too long"):
+        resolve_model(model)
+
+
+@pytest.mark.parametrize("model", ["nothing", "a/b/c"])
 def test_a_name_that_leads_nowhere_is_an_error(model: str) -> None:
     with pytest.raises(ValueError, match="neither 'demo', nor a folder that exists, nor a hub id"):
         resolve_model(model)
@@ -35,15 +42,16 @@ def test_a_name_that_the_hub_refuses_is_an_error() -> None:
 
 
 def test_the_missing_demo_says_how_to_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="run `make demo-model`"):
+    monkeypatch.setattr(checkpoint_module, "DEMO_FOLDER", tmp_path / "none")
+    with pytest.raises(ValueError, match="run `make demo-model` in a checkout"):
         resolve_model("demo")
 
 
-def test_the_demo_is_found_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_is_found_in_the_checkout_whatever_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    write_config(tmp_path / ".cache/models/smollm2-135m-mixtral", llama())
-    assert (resolve_model("demo") / "config.json").exists()
+    assert resolve_model("demo") == Path(__file__).parents[2] / ".cache" / "models" / "smollm2-135m-mixtral"
 
 
 def test_a_folder_with_an_adapter_alone_says_what_to_do_with_it(tmp_path: Path) -> None:

@@ -54,6 +54,16 @@ def test_a_package_that_cannot_be_imported_is_told_in_a_sentence(installed: Path
     assert "is in the way of Muster's own package proto" in sentence
 
 
+def test_ctrl_c_ends_a_command_quietly_from_its_first_import_on(installed: Path) -> None:
+    (installed / "worker" / "cli.py").write_text("raise KeyboardInterrupt\n")
+    program = "from parallel.own_packages import run_command; run_command('worker.cli')"
+    command = [sys.executable, "-P", "-c", program]
+    done = subprocess.run(
+        command, env={"PYTHONPATH": str(installed)}, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_messages_that_were_not_generated_are_told_in_a_sentence(installed: Path) -> None:
     (installed / "proto" / "inference_pb2.py").unlink()
     done = run(installed)

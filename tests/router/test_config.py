@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
+from parallel.address import parse_address
 from parallel.models.registry import describe_checkpoint
-from router.address import parse_address
 from router.check import check, check_file
 from router.config import Config, EngineConfig, LimitsConfig, TimeoutsConfig, config_schema
 from router.config_loading import load_config
 from router.config_source import read_source
 from router.problem import ConfigError
+from router.resolve import located
 from tests.tiny_models import llama, mixtral, write_config
 
 SMALLEST = """model: demo
@@ -78,7 +79,7 @@ def test_the_examples_have_a_sound_structure(path: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("model: demo\n", "", "topo.yaml:1: model: is missing; write text ('demo', a local folder"),
+        ("model: demo\n", "", "topo.yaml:1: model: is missing; write text ('demo', a folder"),
         ("address: local, ", "", "topo.yaml:3: hosts[0].address: is missing; write text ('local': the router"),
         ("unified: {}", "unfied: {}", "topo.yaml:5: pools.unfied = {}: unknown key; did you mean unified? (legal: "),
         ("unified: {}", "unified: {qq: 1}", "topo.yaml:5: pools.unified.qq = 1: unknown key; remove it (legal: "),
@@ -167,6 +168,35 @@ def test_a_dtype_that_does_not_run_must_be_replaced_on_cuda_only(tmp_path: Path)
     description = describe_checkpoint(tmp_path / "model")
     topology = check(load_config(path), source=read_source(path), description=description)
     assert topology.replicas[0].engine.dtype == "float32"
+
+
+@pytest.mark.parametrize("written", ["model", "./model", "../{name}/model", "other/../model", "{folder}/model"])
+def test_a_relative_model_is_relative_to_its_file_and_launchers_get_it_absolute(
+    written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_config(tmp_path / "model", llama())
+    path = tmp_path / "topo.yaml"
+    path.write_text(SMALLEST.replace("demo", written.format(name=tmp_path.name, folder=tmp_path)))
+    monkeypatch.chdir("/")
+    assert check_file(path).topology.model == check_file(path).config.model == str(model)
+    monkeypatch.chdir(tmp_path)
+    assert check_file(Path("topo.yaml")).topology.model == str(model)
+
+
+def test_a_folder_of_the_current_folder_is_not_the_files_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_config(tmp_path / "here" / "model", llama())
+    path = tmp_path / "topo.yaml"
+    path.write_text(SMALLEST.replace("demo", "./model"))
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ConfigError, match=f"there is no folder {tmp_path}/model"):
+        check_file(path)
+
+
+@pytest.mark.parametrize("model", ["demo", "owner/name", "x" * 300, '"a\\0b"'])
+def test_a_name_is_no_path(model: str, tmp_path: Path) -> None:
+    config = load(tmp_path, SMALLEST.replace("demo", model))
+    (tmp_path / "demo").mkdir()
+    assert located(config, folder=tmp_path).model == config.model
 
 
 def test_auto_is_the_checkpoints_dtype_on_cuda(tmp_path: Path) -> None:

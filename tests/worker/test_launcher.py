@@ -155,6 +155,16 @@ def test_what_a_mock_says_of_an_epoch_carries_that_epoch_whatever_was_assigned_s
     assert epochs == {1}
 
 
+def test_a_model_that_this_host_lacks_is_told_in_a_sentence(launcher: Any) -> None:
+    hello = control_pb2.HelloRequest(router_id=ROUTER, model="/models/none", device_kind="cpu", devices=[0])
+    with pytest.raises(grpc.RpcError) as caught:
+        launcher.Hello(hello, timeout=10)
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert caught.value.details() == (
+        "there is no folder /models/none on this host: every host has the model at the same path"
+    )
+
+
 def test_a_second_router_is_refused_while_the_lease_is_held(launcher: Any, mixtral: Oracle) -> None:
     other = control_pb2.WatchRequest(router_id=8, heartbeat_timeout_s=10)
     assert f"serves router {ROUTER:016x}" in refusal(launcher.Watch(other, timeout=10))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+from parallel.logs import LogLevel
 from parallel.own_packages import module_command
 from proto import control_pb2
 from worker.launcher.rank_handle import RankCallbacks
@@ -22,7 +23,7 @@ class ChildSettings:
     """How rank processes are started."""
 
     num_threads: int
-    log_level: str
+    log_level: LogLevel
 
 
 class RankChild:
@@ -38,7 +39,7 @@ class RankChild:
         self._backlog: list[bytes] = []
         command = [*module_command("worker.rank"), "--link-fd", str(theirs.fileno())]
         command += ["--rendezvous-fd", str(rendezvous.fileno()), "--parent", str(os.getpid())]
-        command += ["--log-level", settings.log_level, "--device", str(device)]
+        command += ["--log-level", settings.log_level.value, "--device", str(device)]
         self._process = subprocess.Popen(
             command,
             pass_fds=(theirs.fileno(), rendezvous.fileno()),

@@ -5,12 +5,15 @@ A port is listened on before it is announced, so nothing can take it; the rank o
 
 import socket
 
+from parallel.address import Address
+from parallel.listening import listen
+
 
 class RendezvousPorts:
     """The listening socket of each device, made when it is first asked for."""
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, host: str) -> None:
+        self._host = host
         self._sockets: dict[int, socket.socket] = {}
 
     @property
@@ -21,10 +24,7 @@ class RendezvousPorts:
     def socket(self, device: int) -> socket.socket:
         """The device's listening socket."""
         if device not in self._sockets:
-            listening = socket.socket(socket.AF_INET6 if ":" in self._address else socket.AF_INET)
-            listening.bind((self._address, 0))
-            listening.listen(1024)
-            self._sockets[device] = listening
+            self._sockets[device] = listen(Address(host=self._host, port=0), backlog=1024)
         return self._sockets[device]
 
     def port(self, device: int) -> int:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 import grpc
 
+from parallel.address import Address
+from parallel.listening import add_port
+from parallel.logs import LogLevel
 from proto import control_pb2_grpc
 from worker.launcher.mock_rank import MockRank
 from worker.launcher.rank_child import ChildSettings, RankChild
@@ -33,24 +36,26 @@ SERVER_OPTIONS = (
 class LauncherOptions:
     """`num_threads` is for each rank, None shares the cores; `exit_with_stdin` ends the launcher with its parent."""
 
-    host: str
-    port: int
+    listen: Address
     mock: bool = False
     mock_step_s: float = 0.0
     num_threads: int | None = None
     exit_with_stdin: bool = False
-    log_level: str = "WARNING"
+    log_level: LogLevel = LogLevel.WARNING
 
 
 async def run_launcher(options: LauncherOptions) -> None:
-    """Serves until SIGINT, SIGTERM or, where asked for, the end of standard input. Prints its address once."""
-    ports = RendezvousPorts(options.host)
+    """Serves until SIGINT, SIGTERM or, where asked for, the end of standard input. Prints its address once.
+
+    ListenError where it cannot listen.
+    """
+    ports = RendezvousPorts(options.listen.host)
     service = LauncherService(start_rank=RankStarter(options, ports), ports=ports, mock=options.mock)
     server = grpc.aio.server(options=SERVER_OPTIONS)
     control_pb2_grpc.add_LauncherServicer_to_server(service, server)
-    port = server.add_insecure_port(f"{options.host}:{options.port}")
+    address = add_port(server, options.listen)
     await server.start()
-    print(f"{options.host}:{port}", flush=True)
+    print(address, flush=True)
     try:
         await _until_told(exit_with_stdin=options.exit_with_stdin)
     finally:

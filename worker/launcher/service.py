@@ -57,13 +57,15 @@ class LauncherService(control_pb2_grpc.LauncherServicer):
             digest = await asyncio.to_thread(_checked_fingerprint, request.model)
         except (ValueError, OSError) as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        try:
+            reserved = {index: self._ports.port(index) for index in request.devices}
+        except OSError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"no port can be reserved: {error.strerror}")
         return control_pb2.HelloResponse(
             muster_version=_version("muster"),
             torch_version="" if self._mock else _version("torch"),
             checkpoint_fingerprint=digest,
-            devices=[
-                control_pb2.Device(index=index, rendezvous_port=self._ports.port(index)) for index in request.devices
-            ],
+            devices=[control_pb2.Device(index=index, rendezvous_port=port) for index, port in reserved.items()],
             mock=self._mock,
         )
 
@@ -154,6 +156,13 @@ async def _relay(
         ranks.to_leader(first.replica, message, epoch=first.epoch)
 
 
+def _find_model(model: str) -> Path:
+    try:
+        return resolve_model(model)
+    except ValueError as error:
+        raise ValueError(f"{error} on this host: every host has the model at the same path") from None
+
+
 def _check_devices(kind: str, devices: list[int], *, mock: bool) -> None:
     """ValueError where this host does not have the devices that the topology names."""
     if kind != "cuda" or mock:
@@ -166,7 +175,7 @@ def _check_devices(kind: str, devices: list[int], *, mock: bool) -> None:
 
 def _checked_fingerprint(model: str) -> str:
     """Blocking: the fingerprint of the checkpoint on this host; ValueError with every fault of its weight files."""
-    folder = resolve_model(model)
+    folder = _find_model(model)
     require_sound(folder)
     return fingerprint(folder)
 

@@ -1,4 +1,7 @@
-"""Network addresses as people write them: `host:port`, with an IPv6 host in brackets."""
+"""Network addresses as people and gRPC write them: `host:port`, with an IPv6 host in brackets.
+
+The one place that takes them apart and puts them together. torch, NCCL and sockets take the bare host and the port.
+"""
 
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -8,10 +11,13 @@ _EXAMPLE = "write host:port, for example 127.0.0.1:30000"
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """A host and a port; `host` has no brackets and is in lower case."""
+    """A host and a port; `host` has no brackets, is in lower case, and an IP address in its shortest form."""
 
     host: str
     port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def is_any(self) -> bool:
@@ -47,7 +53,8 @@ def parse_address(text: str) -> Address:
     """The address that `text` names; ValueError with the remedy where it is none. Port 0 stands for any free one."""
     host, colon, port = text.rpartition(":")
     if not colon or (":" in host and not host.startswith("[")):
-        raise ValueError(f"has no port; {_EXAMPLE}")
+        example = f"{_EXAMPLE} or, for IPv6, [::1]:30000" if text.count(":") > 1 else _EXAMPLE
+        raise ValueError(f"has no port; {example}")
     if not (port.isascii() and port.isdigit()):
         raise ValueError(f"has port {port!r}, which is no number; {_EXAMPLE}")
     # The length is looked at first: a number of thousands of digits is slow to read, or refused by int().
@@ -60,4 +67,9 @@ def _host(host: str) -> str:
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not bare or any(character.isspace() or character in "[]/@" for character in bare):
         raise ValueError(f"has host {host!r}; {_EXAMPLE}")
-    return bare.lower()
+    try:
+        return str(ip_address(bare))
+    except ValueError:
+        if ":" in bare:
+            raise ValueError(f"has host {host!r}, which is no IPv6 address; {_EXAMPLE} or [::1]:30000") from None
+        return bare.lower()
