@@ -32,6 +32,15 @@ def listen(address: Address, *, backlog: int) -> socket.socket:
     raise failure or OSError(errno.EADDRNOTAVAIL, f"{address.host} has no address")
 
 
+def loopback_host() -> str:
+    """The loopback address of this machine: that of IPv4, where it has one."""
+    try:
+        listen(Address(host="127.0.0.1", port=0), backlog=1).close()
+    except OSError:
+        return "::1"
+    return "127.0.0.1"
+
+
 def add_port(server: grpc.aio.Server, address: Address) -> Address:
     """Has `server` listen at `address` and returns where it does; ListenError where it cannot.
 

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 
+from parallel.address import Address
+from parallel.listening import loopback_host
 from parallel.own_packages import module_command
 from router.errors import ClusterError
 
@@ -22,7 +24,7 @@ class LocalLauncher:
         """Starts a launcher on a free loopback port; ClusterError naming `host` where it does not come up."""
         process = await asyncio.create_subprocess_exec(
             *module_command("worker"),
-            *("--listen", "127.0.0.1:0", "--exit-with-stdin", "--log-level", "WARNING"),
+            *("--listen", str(Address(host=loopback_host(), port=0)), "--exit-with-stdin", "--log-level", "WARNING"),
             *arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

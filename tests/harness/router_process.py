@@ -99,11 +99,11 @@ def router_command(
 
 
 @contextmanager
-def worker_command(*arguments: str) -> Iterator[tuple[Command, str]]:
-    """`worker --listen` on a free loopback port; gives the command and its address."""
-    command = Command(["worker", "--listen", "127.0.0.1:0", *arguments])
+def worker_command(*arguments: str, host: str = "127.0.0.1") -> Iterator[tuple[Command, str]]:
+    """`worker --listen` on a free port of `host`, which is loopback; gives the command and its address."""
+    command = Command(["worker", "--listen", f"{host}:0", *arguments])
     try:
-        yield command, command.wait_for(r"(127\.0\.0\.1:\d+)\n")
+        yield command, command.wait_for(rf"({re.escape(host)}:\d+)\n")
     finally:
         command.send_signal(signal.SIGTERM)
         try:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from parallel.address import parse_address
 from parallel.models.registry import describe_checkpoint
 from router.check import check, check_file
 from router.config import Config, EngineConfig, LimitsConfig, TimeoutsConfig, config_schema
@@ -213,30 +212,6 @@ def test_prefill_and_decode_store_one_dtype(tmp_path: Path) -> None:
     )
     (found,) = sense_problems(tmp_path, text, llama())
     assert "topo.yaml:6: pools.decode.engine.dtype = float16: prefill stores float32 and decode float16" in found
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "collide"),
-    [
-        ("a:1", "A:1", True),
-        ("a:1", "a:2", False),
-        ("a:1", "b:1", False),
-        ("localhost:1", "127.0.0.1:1", True),
-        ("[::1]:1", "127.0.0.1:1", True),
-        ("0.0.0.0:1", "localhost:1", True),
-        ("0.0.0.0:1", "10.0.0.1:1", False),
-        ("127.0.0.1:0", "127.0.0.1:0", False),
-    ],
-)
-def test_addresses_collide_where_one_machine_would_give_a_port_twice(first: str, second: str, collide: bool) -> None:
-    assert parse_address(first).collides(parse_address(second)) is collide
-    assert parse_address(second).collides(parse_address(first)) is collide
-
-
-@pytest.mark.parametrize("text", ["", "a", ":1", "a:", "a:b", "a:1b", "a:70000", "a:-1", "::1", "a b:1", "http://a:1"])
-def test_what_is_no_address_is_an_error_with_a_remedy(text: str) -> None:
-    with pytest.raises(ValueError, match=r"; write (host:port, for example|a port from 1 to 65535)"):
-        parse_address(text)
 
 
 def test_the_schema_describes_every_key() -> None:

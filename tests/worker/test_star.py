@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from torch._C._distributed_c10d import HashStore
 
+from parallel.address import parse_address
 from proto import step_pb2
 from worker.star import LeaderStar, MemberStar
 
@@ -18,7 +19,7 @@ JOIN = step_pb2.Join(epoch=7, secret=5)
 class Forming:
     """A leader of `world_size` ranks that waits for its members in a thread."""
 
-    def __init__(self, *, world_size: int, timeout_s: float = 20) -> None:
+    def __init__(self, *, world_size: int, timeout_s: float = 20, address: str = "127.0.0.1") -> None:
         self.store = HashStore()
         self.heard: list[step_pb2.FromMember] = []
         self.error: BaseException | None = None
@@ -28,7 +29,7 @@ class Forming:
             try:
                 self._star = LeaderStar(
                     store=self.store,
-                    address="127.0.0.1",
+                    address=address,
                     join=JOIN,
                     world_size=world_size,
                     timeout_s=timeout_s,
@@ -42,8 +43,8 @@ class Forming:
         self._thread.start()
 
     def connect(self, payload: bytes = b"") -> socket.socket:
-        address, port = self.store.get("star").decode().rsplit(":", 1)
-        connection = socket.create_connection((address, int(port)))
+        address = parse_address(self.store.get("star").decode())
+        connection = socket.create_connection((address.host, address.port))
         connection.sendall(payload)
         return connection
 
@@ -82,6 +83,15 @@ def test_a_stranger_keeps_no_rank_from_joining(stranger: str) -> None:
         member.send(step_pb2.FromMember(result=step_pb2.StepResult(step_id=3)))
         wait_until(lambda: bool(forming.heard))
         assert [message.result.step_id for message in forming.heard] == [3]
+
+
+@pytest.mark.parametrize("address", ["::1", "127.0.0.1", "localhost"])
+def test_ranks_meet_at_any_kind_of_address(address: str) -> None:
+    forming = Forming(world_size=2, address=address)
+    member = forming.member(1)
+    assert forming.star() is not None
+    member.send(step_pb2.FromMember(result=step_pb2.StepResult(step_id=3)))
+    wait_until(lambda: bool(forming.heard))
 
 
 def test_a_rank_joins_once() -> None:
