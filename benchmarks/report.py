@@ -11,6 +11,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from parallel.cores import available_cores
+
 FOLDER = Path("docs/benchmarks")
 
 #: Draws into matplotlib axes.
@@ -88,7 +90,7 @@ def _draw(plot: Plot, *, title: str, path: Path) -> bool:
 
 
 def _machine() -> str:
-    cores = os.cpu_count() or 1
+    cores = available_cores()
     load = os.getloadavg()[1]
     today = datetime.datetime.now(tz=datetime.UTC).date()
     return (

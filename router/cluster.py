@@ -21,6 +21,7 @@ from router.errors import ClusterError
 from router.handoff_pairs import meet
 from router.launcher_client import LauncherClient
 from router.local_launcher import LocalLauncher
+from router.machines import ranks_of_machine
 from router.progress import StartProgress
 from router.replica_client import ReplicaClient
 
@@ -143,7 +144,8 @@ class Cluster:
         return launcher.address
 
     async def _hello(self, launcher: LauncherClient, *, progress: StartProgress) -> control_pb2.HelloResponse:
-        response = await launcher.hello(self._topology.model)
+        machine_ranks = ranks_of_machine(self._topology, launcher.host)
+        response = await launcher.hello(self._topology.model, machine_ranks=machine_ranks)
         progress.advance("launchers", launcher.host.name)
         return response
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 
 from parallel.address import Address
 from parallel.listening import loopback_host
@@ -20,7 +21,7 @@ class LocalLauncher:
         self.address = address
 
     @classmethod
-    async def start(cls, *, host: str, arguments: tuple[str, ...] = ()) -> "LocalLauncher":
+    async def start(cls, *, host: str, arguments: Sequence[str] = ()) -> "LocalLauncher":
         """Starts a launcher on a free loopback port; ClusterError naming `host` where it does not come up."""
         process = await asyncio.create_subprocess_exec(
             *module_command("worker"),

@@ -20,9 +20,10 @@ _LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True, kw_only=True)
 class ChildSettings:
-    """How rank processes are started."""
+    """How rank processes are started. `num_threads` is a default of the environment, or stands above it."""
 
     num_threads: int
+    overrides_environment: bool
     log_level: LogLevel
 
 
@@ -46,7 +47,7 @@ class RankChild:
             stdin=subprocess.DEVNULL,
             # The launcher's own output is read for one line only: what a rank or its libraries print goes to the log.
             stdout=sys.stderr,
-            env=_environment(settings.num_threads),
+            env=_environment(settings),
         )
         theirs.close()
         self._task = asyncio.create_task(self._serve(ours))
@@ -96,7 +97,9 @@ def describe_exit(pid: int, code: int) -> str:
     return f"its process {pid} exited with code {code}"
 
 
-def _environment(num_threads: int) -> dict[str, str]:
+def _environment(settings: ChildSettings) -> dict[str, str]:
     """The child's environment: ranks on a CPU share its cores, so each gets its part of them."""
+    num_threads = settings.num_threads
     defaults = {"OMP_NUM_THREADS": str(num_threads), "NIXL_LOG_LEVEL": "WARN"}
-    return {**defaults, "UCX_LOG_LEVEL": "error", **os.environ}
+    asked = {"OMP_NUM_THREADS": str(num_threads)} if settings.overrides_environment else {}
+    return {**defaults, "UCX_LOG_LEVEL": "error", **os.environ, **asked}

@@ -16,11 +16,6 @@ class RendezvousPorts:
         self._host = host
         self._sockets: dict[int, socket.socket] = {}
 
-    @property
-    def num_devices(self) -> int:
-        """How many devices have been asked for."""
-        return len(self._sockets)
-
     def socket(self, device: int) -> socket.socket:
         """The device's listening socket."""
         if device not in self._sockets:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 import grpc
 
 from parallel.address import Address
+from parallel.cores import threads_per_rank
 from parallel.listening import add_port
 from parallel.logs import LogLevel
 from proto import control_pb2_grpc
@@ -50,7 +50,11 @@ async def run_launcher(options: LauncherOptions) -> None:
     ListenError where it cannot listen.
     """
     ports = RendezvousPorts(options.listen.host)
-    service = LauncherService(start_rank=RankStarter(options, ports), ports=ports, mock=options.mock)
+
+    def starter(machine_ranks: int) -> RankStarter:
+        return RankStarter(options, ports, machine_ranks=machine_ranks)
+
+    service = LauncherService(starter=starter, ports=ports, mock=options.mock)
     server = grpc.aio.server(options=SERVER_OPTIONS)
     control_pb2_grpc.add_LauncherServicer_to_server(service, server)
     address = add_port(server, options.listen)
@@ -64,18 +68,23 @@ async def run_launcher(options: LauncherOptions) -> None:
 
 
 class RankStarter:
-    """Starts the rank of a device, real or mocked."""
+    """Starts the rank of a device, real or mocked, on a machine whose cores `machine_ranks` share."""
 
-    def __init__(self, options: LauncherOptions, ports: RendezvousPorts) -> None:
+    def __init__(self, options: LauncherOptions, ports: RendezvousPorts, *, machine_ranks: int) -> None:
         self._options = options
         self._ports = ports
+        self._machine_ranks = machine_ranks
 
     def __call__(self, device: int, callbacks: RankCallbacks) -> RankHandle:
         """The running rank."""
         if self._options.mock:
             return MockRank(callbacks, step_s=self._options.mock_step_s)
-        threads = self._options.num_threads or max(1, (os.cpu_count() or 1) // max(1, self._ports.num_devices))
-        settings = ChildSettings(num_threads=threads, log_level=self._options.log_level)
+        given = self._options.num_threads
+        settings = ChildSettings(
+            num_threads=given or threads_per_rank(self._machine_ranks),
+            overrides_environment=given is not None,
+            log_level=self._options.log_level,
+        )
         return RankChild(device=device, rendezvous=self._ports.socket(device), settings=settings, callbacks=callbacks)
 
 

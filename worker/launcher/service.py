@@ -3,7 +3,7 @@
 import asyncio
 import importlib.metadata
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,9 @@ class _Lease:
 class LauncherService(control_pb2_grpc.LauncherServicer):
     """Serves one router at a time: the one whose Watch stream is open. Its end ends the ranks."""
 
-    def __init__(self, *, start_rank: StartRank, ports: RendezvousPorts, mock: bool) -> None:
-        self._start_rank = start_rank
+    def __init__(self, *, starter: Callable[[int], StartRank], ports: RendezvousPorts, mock: bool) -> None:
+        self._starter = starter
+        self._machine_ranks = 1
         self._ports = ports
         self._mock = mock
         self._lease: _Lease | None = None
@@ -61,6 +62,7 @@ class LauncherService(control_pb2_grpc.LauncherServicer):
             reserved = {index: self._ports.port(index) for index in request.devices}
         except OSError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"no port can be reserved: {error.strerror}")
+        self._machine_ranks = request.machine_ranks or len(request.devices)
         return control_pb2.HelloResponse(
             muster_version=_version("muster"),
             torch_version="" if self._mock else _version("torch"),
@@ -79,7 +81,7 @@ class LauncherService(control_pb2_grpc.LauncherServicer):
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION, f"this launcher serves router {self._lease.router_id:016x}"
             )
-        ranks = HostRanks(self._start_rank, heartbeat_timeout_s=request.heartbeat_timeout_s)
+        ranks = HostRanks(self._starter(self._machine_ranks), heartbeat_timeout_s=request.heartbeat_timeout_s)
         self._lease = _Lease(router_id=request.router_id, ranks=ranks)
         interval_s = min(_HEARTBEAT_S, request.heartbeat_timeout_s / _BEATS_PER_TIMEOUT)
         logger.info("lease taken: router=%016x", request.router_id)
