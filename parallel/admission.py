@@ -26,7 +26,8 @@ def check_fits(*, prompt_tokens: int, max_new_tokens: int, settings: EngineSetti
     size, held = settings.page_size, settings.num_pages
     needed = pages_needed(prompt_tokens + max_new_tokens, page_size=size, cp=cp)
     if needed > held:
+        new = f" with max_new_tokens {max_new_tokens}" if max_new_tokens else ""
         raise ValueError(
-            f"a prompt of {prompt_tokens} tokens with max_new_tokens {max_new_tokens} needs {needed} pages of {size} "
+            f"a prompt of {prompt_tokens} tokens{new} needs {needed} pages of {size} "
             f"tokens on one coordinate, but kv_tokens {settings.kv_tokens} gives {held}: shorten it, or raise kv_tokens"
         )

@@ -262,12 +262,12 @@ class Dispatcher:
 
     def _check_fits(self, request: GenerationRequest) -> None:
         """InvalidRequestError for what no replica could ever hold, before it waits for anything."""
-        for pool in ("unified", "decode"):
+        for pool in ("prefill", "decode", "unified"):
             for replica in self._pool(pool)[:1]:  # the replicas of a pool are alike
                 try:
                     check_fits(
                         prompt_tokens=len(request.prompt_ids),
-                        max_new_tokens=request.max_new_tokens,
+                        max_new_tokens=0 if pool == "prefill" else request.max_new_tokens,
                         settings=replica.plan.engine,
                         cp=replica.plan.shape.attention.cp,
                     )

@@ -2,19 +2,20 @@
 
 from parallel.models.description import ModelDescription
 from proto import inference_pb2
+from router.capacity import Capacity
 from router.plan_report import PlanReport
 from router.text import ModelText
 
 
 def model_info(
-    description: ModelDescription, *, model: str, text: ModelText, fingerprint: str
+    description: ModelDescription, *, model: str, text: ModelText, fingerprint: str, capacity: Capacity
 ) -> inference_pb2.GetModelInfoResponse:
     """The model that is served."""
     return inference_pb2.GetModelInfoResponse(
         model=model,
         family=description.family,
         fingerprint=fingerprint,
-        context_tokens=description.max_positions,
+        context_tokens=min(description.max_positions, capacity.context_tokens),
         vocab_size=description.vocab_size,
         eos_token_ids=sorted(text.defaults.eos_token_ids),
         has_chat_template=text.has_chat_template,

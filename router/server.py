@@ -13,8 +13,11 @@ from grpc_reflection.v1alpha import reflection
 from rich.console import Console
 
 from parallel.address import parse_address
+from parallel.cores import available_cores
 from parallel.listening import ListenError, add_port
+from parallel.undecodable import RefuseUndecodable
 from proto import inference_pb2, inference_pb2_grpc
+from router.capacity import capacity
 from router.check import CheckedConfig
 from router.cluster import Cluster
 from router.dispatcher import Dispatcher
@@ -24,6 +27,7 @@ from router.progress import start_progress
 from router.reports import model_info, topology_message
 from router.served_model import load_served_model
 from router.service import InferenceService
+from router.tokenising import Tokenising
 from router.validation import RequestValidator
 
 logger = logging.getLogger(__name__)
@@ -49,12 +53,24 @@ class RouterServer:
         )
         self.address = config.listen
         self._health: Any = health_package.aio.HealthServicer()  # type: ignore[attr-defined]
-        self._server = grpc.aio.server(options=_server_options(config.limits.max_message_bytes))
+        self._server = grpc.aio.server(
+            interceptors=[RefuseUndecodable()], options=_server_options(config.limits.max_message_bytes)
+        )
+        # Half of the cores: the other requests' and the ranks' work goes on beside the long texts.
+        self._tokenising = Tokenising(
+            long_threads=max(available_cores() // 2, 1), max_waiting=config.limits.max_waiting
+        )
+        room = capacity(checked.topology)
         service = InferenceService(
             dispatcher=self.dispatcher,
-            validator=RequestValidator(description=model.description, text=model.text),
+            validator=RequestValidator(description=model.description, text=model.text, capacity=room),
+            tokenising=self._tokenising,
             model_info=model_info(
-                model.description, model=config.model, text=model.text, fingerprint=model.fingerprint
+                model.description,
+                model=config.model,
+                text=model.text,
+                fingerprint=model.fingerprint,
+                capacity=room,
             ),
             topology=topology_message(plan_report(checked.topology, description=model.description)),
         )
@@ -81,6 +97,7 @@ class RouterServer:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self.dispatcher.fail_all(error)
         await asyncio.gather(self.cluster.stop(), self._server.stop(grace=_STOP_GRACE_S))
+        self._tokenising.close()
 
     async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
         for service in ("", SERVICE):

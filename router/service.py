@@ -1,17 +1,20 @@
 """The Inference service: validates, submits, streams, and gives everything back when a client goes."""
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import grpc
 
 from proto import inference_pb2, inference_pb2_grpc
+from router.calls import Call, Calls
 from router.dispatcher import Dispatcher
-from router.errors import InvalidRequestError, grpc_status
+from router.errors import ModelFailedError, grpc_status
 from router.generation import FailedEvent, FinishedEvent, Generation, TokensEvent
 from router.output_text import OutputText
+from router.tokenising import Tokenising
 from router.validation import RequestValidator
 
 logger = logging.getLogger(__name__)
@@ -31,6 +34,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         *,
         dispatcher: Dispatcher,
         validator: RequestValidator,
+        tokenising: Tokenising,
         model_info: inference_pb2.GetModelInfoResponse,
         topology: inference_pb2.GetTopologyResponse,
     ) -> None:
@@ -38,7 +42,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self._validator = validator
         self._model_info = model_info
         self._topology = topology
-        self._by_request_id: dict[str, Callable[[], None]] = {}
+        self._tokenising = tokenising
+        self._calls = Calls()
 
     async def Generate(
         self,
@@ -47,32 +52,19 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """Streams one generation; a client that cancels, or whose deadline passes, frees all that it held."""
         try:
-            # Encoding a long prompt takes seconds, and every other stream lives in this loop.
-            checked = await asyncio.to_thread(self._validator.validate, request)
-            # Only now: one with the same id may have come meanwhile.
-            if request.request_id in self._by_request_id:
-                raise InvalidRequestError(f"request_id is {request.request_id!r}: it must not be that of a running one")
-            generation = self._dispatcher.submit(checked)
+            with self._calls.accepted(request.request_id) as call:
+                # Closed with this: what ends the call in the middle gives everything back at once.
+                async with aclosing(self._answer(request, call)) as responses:
+                    async for response in responses:
+                        response.request_id = call.request_id
+                        yield response
         except Exception as error:  # the edge of the request: one function gives every error its code
             await _abort(context, error)
-        request_id = request.request_id or f"{generation.request_id:016x}"
-        self._by_request_id[request_id] = lambda: self._dispatcher.abort(generation)
-        try:
-            text = OutputText(self._validator.text.tokenizer, stop=list(request.sampling.stop))
-            async for response in self._stream(generation, text, context):
-                response.request_id = request_id
-                yield response
-        finally:
-            del self._by_request_id[request_id]
-            self._dispatcher.abort(generation)
 
     async def Abort(self, request: inference_pb2.AbortRequest, context: Any) -> inference_pb2.AbortResponse:
         """Ends the generation of that id, where one is running."""
         del context
-        end = self._by_request_id.get(request.request_id)
-        if end is not None:
-            end()
-        return inference_pb2.AbortResponse(found=end is not None)
+        return inference_pb2.AbortResponse(found=self._calls.abort(request.request_id))
 
     async def GetModelInfo(
         self, request: inference_pb2.GetModelInfoRequest, context: Any
@@ -88,29 +80,53 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         del request, context
         return self._topology
 
-    async def _stream(
-        self, generation: Generation, text: OutputText, context: Any
-    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
-        """Deltas, each with all tokens that have come since the one before, then the completion."""
-        reason, num_sent = "", 0
-        while not reason:
-            delta = inference_pb2.Delta()
-            event = await generation.events.get()
-            while True:
-                if isinstance(event, FailedEvent):
-                    await _abort(context, event.error)
-                elif isinstance(event, FinishedEvent):
-                    delta.text += text.finish()
-                    reason = event.reason
-                else:
-                    reason = _add_tokens(delta, event, text)
-                if reason or generation.events.empty():
-                    break
-                event = generation.events.get_nowait()
-            num_sent += len(delta.token_ids)
-            if delta.token_ids or delta.text:
-                yield inference_pb2.GenerateResponse(delta=delta)
-        yield inference_pb2.GenerateResponse(complete=_complete(generation, reason=reason, num_sent=num_sent))
+    async def _answer(
+        self, request: inference_pb2.GenerateRequest, call: Call
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+        """Everything that a client gets for a call; raises what ends it."""
+        validate = partial(self._validator.validate, request)
+        checked = await call.unless_aborted(self._tokenising.run(validate, num_bytes=_text_bytes(request)))
+        if checked is None:
+            yield inference_pb2.GenerateResponse(
+                complete=inference_pb2.Complete(finish_reason=inference_pb2.FINISH_REASON_ABORT)
+            )
+            return
+        generation = self._dispatcher.submit(checked)
+        call.ends_by(partial(self._dispatcher.abort, generation))
+        try:
+            text = OutputText(self._validator.text.tokenizer, stop=list(request.sampling.stop))
+            async for response in _stream(generation, text):
+                yield response
+        finally:
+            self._dispatcher.abort(generation)
+
+
+def _text_bytes(request: inference_pb2.GenerateRequest) -> int:
+    """Bytes that are to be tokenised, about."""
+    return 0 if request.HasField("token_ids") else request.ByteSize()
+
+
+async def _stream(generation: Generation, text: OutputText) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+    """Deltas, each with all tokens that have come since the one before, then the completion."""
+    reason, num_sent = "", 0
+    while not reason:
+        delta = inference_pb2.Delta()
+        event = await generation.events.get()
+        while True:
+            if isinstance(event, FailedEvent):
+                raise event.error
+            if isinstance(event, FinishedEvent):
+                delta.text += text.finish()
+                reason = event.reason
+            else:
+                reason = _add_tokens(delta, event, text)
+            if reason or generation.events.empty():
+                break
+            event = generation.events.get_nowait()
+        num_sent += len(delta.token_ids)
+        if delta.token_ids or delta.text:
+            yield inference_pb2.GenerateResponse(delta=delta)
+    yield inference_pb2.GenerateResponse(complete=_complete(generation, reason=reason, num_sent=num_sent))
 
 
 def _add_tokens(delta: inference_pb2.Delta, event: TokensEvent, text: OutputText) -> str:
@@ -148,6 +164,6 @@ def _complete(generation: Generation, *, reason: str, num_sent: int) -> inferenc
 async def _abort(context: Any, error: Exception) -> None:
     """Ends the call with the code of `error`; does not return."""
     code, message, trailing = grpc_status(error)
-    if code is grpc.StatusCode.INTERNAL:
+    if code is grpc.StatusCode.INTERNAL and not isinstance(error, ModelFailedError):
         logger.error("request failed: %s", message, exc_info=error)
     await context.abort(code, message, trailing)

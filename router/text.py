@@ -36,7 +36,7 @@ class ModelText:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the special tokens that the tokenizer adds by itself."""
-        return self.tokenizer.encode(text).ids
+        return self._encode(text, add_special_tokens=True)
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a chat, ready for the model's answer; ValueError where the template refuses it."""
@@ -44,4 +44,14 @@ class ModelText:
             text: str = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         except Exception as error:  # a template is the model's own program: it may raise anything
             raise ValueError(f"the model's chat template refuses it: {error}") from error
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self._encode(text, add_special_tokens=False)
+
+    def token(self, token_id: int) -> str:
+        """The token of an id as text writes it."""
+        return str(self.tokenizer.id_to_token(token_id))
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        # As a batch of one: alone it would hold Python's lock, and every stream with it, for seconds.
+        (encoding,) = self.tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
+        return ids

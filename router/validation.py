@@ -2,11 +2,12 @@
 
 import math
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from parallel.models.description import ModelDescription
 from proto import control_pb2, inference_pb2
+from router.capacity import Capacity
 from router.errors import InvalidRequestError
 from router.generation import GenerationRequest
 from router.text import ModelText
@@ -22,6 +23,7 @@ class RequestValidator:
 
     description: ModelDescription
     text: ModelText
+    capacity: Capacity
 
     def validate(self, request: inference_pb2.GenerateRequest) -> GenerationRequest:
         """The request with every default filled in; InvalidRequestError with field, value and range."""
@@ -32,7 +34,7 @@ class RequestValidator:
                 "prompt", f"{len(prompt_ids)} tokens", f"1 to {limit - 1} tokens for this model{self._why()}"
             )
         params = request.sampling
-        asked = params.max_new_tokens if params.HasField("max_new_tokens") else DEFAULT_MAX_NEW_TOKENS
+        asked = params.max_new_tokens if params.HasField("max_new_tokens") else self._default_new(len(prompt_ids))
         if asked < 1:
             raise _invalid("sampling.max_new_tokens", asked, "1 or more")
         _check_stop_strings(list(params.stop))
@@ -43,6 +45,10 @@ class RequestValidator:
             stop_token_ids=eos | frozenset(self._in_vocabulary("sampling.stop_token_ids", params.stop_token_ids)),
             sampling=self._sampling(params),
         )
+
+    def _default_new(self, prompt_tokens: int) -> int:
+        """What is generated where nothing is asked: never a reason to refuse a prompt that itself can be served."""
+        return max(min(DEFAULT_MAX_NEW_TOKENS, self.capacity.sequence_tokens - prompt_tokens), 1)
 
     def _why(self) -> str:
         """Why the model's own length is not served, where it is not."""
@@ -57,7 +63,7 @@ class RequestValidator:
             ids = self._in_vocabulary("token_ids.ids", request.token_ids.ids)
         elif kind == "text":
             self._check_size("text", request.text)
-            ids = self.text.encode(request.text)
+            ids = self._embedded(self.text.encode(request.text), {"text": request.text})
         else:
             ids = self._chat_ids(request.chat)
         if not ids:
@@ -71,23 +77,43 @@ class RequestValidator:
             raise _invalid("chat.messages", "empty", "one message or more")
         self._check_size("chat", "".join(item.content for item in chat.messages))
         try:
-            return self.text.encode_chat([{"role": item.role, "content": item.content} for item in chat.messages])
+            ids = self.text.encode_chat([{"role": item.role, "content": item.content} for item in chat.messages])
         except ValueError as error:
             raise InvalidRequestError(f"chat: {error}") from error
+        parts = {f"chat.messages[{index}]": f"{item.role} {item.content}" for index, item in enumerate(chat.messages)}
+        return self._embedded(ids, {**parts, "the model's chat template": ""})
+
+    def _embedded(self, ids: list[int], sources: Mapping[str, str]) -> list[int]:
+        """`ids`, made of the texts in `sources`: InvalidRequestError where the model has no embedding for one of them.
+
+        A tokenizer may know tokens that the weights do not, added ones above all. The source whose text holds the token
+        is named; one whose text is empty is named where no other is.
+        """
+        size = self.description.vocab_size
+        if max(ids, default=0) < size:
+            return ids
+        unknown = next(token_id for token_id in ids if token_id >= size)
+        token = self.text.token(unknown)
+        source = next((name for name, text in sources.items() if token in text or not text), next(iter(sources)))
+        raise InvalidRequestError(
+            f"{source} holds the token {token!r}, whose id is {unknown}: the model has no embedding for it, its ids "
+            f"are 0 to {size - 1}"
+        )
 
     def _check_size(self, field: str, text: str) -> None:
         """Refuses by size what no tokenisation could make short enough, before the time to tokenise it is spent."""
-        size, limit = len(text.encode()), self.description.max_positions * self.text.longest_token_bytes
+        most = min(self.description.max_positions, self.capacity.prompt_tokens)
+        size, limit = len(text.encode()), most * self.text.longest_token_bytes
         if size > limit:
-            tokens = f"{self.description.max_positions} tokens{self._why()}"
+            tokens = f"{most} tokens{self._why()}"
             raise _invalid(field, f"{size} bytes", f"at most {limit} bytes: {tokens}")
 
     def _in_vocabulary(self, field: str, ids: Iterable[int]) -> list[int]:
         found = list(ids)
         size = self.description.vocab_size
-        for index, token_id in enumerate(found):
-            if token_id >= size:
-                raise _invalid(f"{field}[{index}]", token_id, f"0 to {size - 1}")
+        if max(found, default=0) >= size:
+            index, token_id = next((index, token_id) for index, token_id in enumerate(found) if token_id >= size)
+            raise _invalid(f"{field}[{index}]", token_id, f"0 to {size - 1}")
         return found
 
     def _sampling(self, params: inference_pb2.SamplingParams) -> control_pb2.Sampling:

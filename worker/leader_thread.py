@@ -29,12 +29,13 @@ class LeaderThread:
         *,
         shape: ReplicaShape,
         settings: EngineSettings,
+        vocab_size: int,
         revision: bytes,
         broadcast: Callable[[step_pb2.ToMember], None],
         tell_router: Callable[[control_pb2.FromReplica], None],
         fail: Callable[[BaseException], None],
     ) -> None:
-        self._leader = Leader(shape=shape, settings=settings, revision=revision)
+        self._leader = Leader(shape=shape, settings=settings, vocab_size=vocab_size, revision=revision)
         self._step_timeout_s = settings.step_timeout_s
         self._broadcast = broadcast
         self._tell_router = tell_router

@@ -3,6 +3,7 @@
 import queue
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore
@@ -14,6 +15,7 @@ from parallel.collectives.groups import RankGroups, Rendezvous, build_groups
 from parallel.fingerprint import fingerprint
 from parallel.handoff import cache_layout
 from parallel.model_share import ModelShare
+from parallel.models.description import ModelDescription
 from parallel.models.registry import describe_checkpoint
 from parallel.wire import check_assignment, settings_from_wire, shape_from_wire
 from proto import control_pb2, step_pb2
@@ -72,8 +74,10 @@ class RankRuntime:
         self._star: LeaderStar | MemberStar | None = None
         try:
             self._groups = self._build_groups(given, store)
-            self._runner = self._build_runner(self._groups)
-            self._star = self._join_star(store)
+            folder = resolve_model(assignment.model)
+            description = describe_checkpoint(folder)
+            self._runner = self._build_runner(self._groups, folder, description)
+            self._star = self._join_star(store, folder=folder, vocab_size=description.vocab_size)
         except BaseException:  # raised on: what is half built must not outlive this either
             self.close()
             raise
@@ -133,9 +137,9 @@ class RankRuntime:
             clock=self._clock,
         )
 
-    def _build_runner(self, groups: RankGroups) -> ModelRunner:
-        settings, folder = self._settings, resolve_model(self._assignment.model)
-        share = ModelShare(description=describe_checkpoint(folder), shape=self._shape, coordinates=self._coordinates)
+    def _build_runner(self, groups: RankGroups, folder: Path, description: ModelDescription) -> ModelRunner:
+        settings = self._settings
+        share = ModelShare(description=description, shape=self._shape, coordinates=self._coordinates)
         kernel = settings.attention_kernel
         memory = allocate_kv(share, settings=settings, dtype=resolve_dtype(settings.dtype), device=self._device)
         model = build_model(
@@ -208,7 +212,7 @@ class RankRuntime:
             device=self._device,
         )
 
-    def _join_star(self, store: Any) -> LeaderStar | MemberStar:
+    def _join_star(self, store: Any, *, folder: Path, vocab_size: int) -> LeaderStar | MemberStar:
         join = step_pb2.Join(
             global_rank=self._coordinates.global_rank, epoch=self._assignment.epoch, secret=self._assignment.secret
         )
@@ -240,7 +244,8 @@ class RankRuntime:
         self._leader = LeaderThread(
             shape=self._shape,
             settings=self._settings,
-            revision=fingerprint(resolve_model(self._assignment.model)).encode(),
+            vocab_size=vocab_size,
+            revision=fingerprint(folder).encode(),
             broadcast=star.broadcast,
             tell_router=lambda events: self._tell_launcher(control_pb2.FromRank(replica=events)),
             fail=self._fail,

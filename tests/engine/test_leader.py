@@ -414,3 +414,41 @@ def test_what_a_sequence_without_numbers_computed_is_found_by_nobody_and_read_on
     ranks.leader.handle_result(step_pb2.StepResult(step_id=second.step_id, slots=[1, 0], token_ids=[5, 6]))
     assert not [sequence for sequence in ranks.leader.sequences() if sequence.finish_reason == "failed"]
     ranks.leader.check_integrity()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompt_ids": [1, 2, 50]}, "token id 50 has no embedding: ids are 0 to 49"),
+        ({"output_ids": [99]}, "token id 99"),
+        ({"probe": control_pb2.Probe(forced_ids=[7, 51])}, "token id 51"),
+        ({"prompt_ids": []}, "no token to begin with"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"max_new_tokens": 2**31}, "shorten it"),
+    ],
+)
+def test_what_would_break_ranks_is_refused_alone_before_a_step_is_planned(
+    changes: dict[str, object], words: str
+) -> None:
+    shape = ReplicaShape(attention=AttentionSizes(), experts=None)
+    leader = Leader(shape=shape, settings=EngineSettings(kv_tokens=96, page_size=4), vocab_size=50)
+    fields = {"request_id": 1, "prompt_ids": [1, 2], "max_new_tokens": 2, **changes}
+    sound = control_pb2.Submit(request_id=2, prompt_ids=[49], max_new_tokens=1)
+    for submit in (control_pb2.Submit(**fields), sound):  # type: ignore[arg-type]
+        leader.handle(control_pb2.ToReplica(submit=submit))
+    refused = [event.refused for event in leader.take_events() if event.WhichOneof("event") == "refused"]
+    assert [item.request_id for item in refused] == [1] and words in refused[0].message
+    plan = leader.next_plan()
+    assert plan is not None and [join.request_id for join in plan.joins] == [2]
+
+
+def test_a_start_that_would_break_ranks_is_refused_and_gives_its_reservation_back() -> None:
+    shape = ReplicaShape(attention=AttentionSizes(), experts=None)
+    leader = Leader(shape=shape, settings=EngineSettings(kv_tokens=96, page_size=4), vocab_size=50)
+    leader.handle(control_pb2.ToReplica(reserve=control_pb2.Reserve(request_id=1, prompt_tokens=3, max_new_tokens=4)))
+    leader.handle(
+        control_pb2.ToReplica(start=control_pb2.Start(request_id=1, prompt_ids=[1], output_ids=[50], max_new_tokens=3))
+    )
+    assert [event.WhichOneof("event") for event in leader.take_events()][:2] == ["reserved", "refused"]
+    assert leader.is_idle
+    leader.check_integrity()

@@ -29,7 +29,7 @@ def taken() -> Iterator[str]:
 
 
 def topology(folder: Path, *, listen: str = "127.0.0.1:0") -> Path:
-    tiny_models.write_config(folder / "model", tiny_models.llama())
+    tiny_models.write_checkpoint(folder / "model", tiny_models.llama())
     path = folder / "topo.yaml"
     path.write_text(TOPOLOGY.format(listen=listen))
     return path

@@ -14,7 +14,7 @@ from router.config_loading import load_config
 from router.config_source import read_source
 from router.problem import ConfigError
 from router.resolve import located
-from tests.tiny_models import llama, mixtral, write_config
+from tests.tiny_models import llama, mixtral, write_checkpoint, write_config
 
 SMALLEST = """model: demo
 hosts:
@@ -173,7 +173,7 @@ def test_a_dtype_that_does_not_run_must_be_replaced_on_cuda_only(tmp_path: Path)
 def test_a_relative_model_is_relative_to_its_file_and_launchers_get_it_absolute(
     written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = write_config(tmp_path / "model", llama())
+    model = write_checkpoint(tmp_path / "model", llama())
     path = tmp_path / "topo.yaml"
     path.write_text(SMALLEST.replace("demo", written.format(name=tmp_path.name, folder=tmp_path)))
     monkeypatch.chdir("/")

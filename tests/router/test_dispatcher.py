@@ -3,6 +3,7 @@
 import contextlib
 import random
 from collections import deque
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -32,7 +33,9 @@ class DistantReplica:
 
     def __init__(self, pool: str, *, seed: int, index: int = 0, faults: float = 0.0) -> None:
         place = Placement(host="here", device=0)
-        self.plan = ReplicaPlan(pool=pool, index=index, shape=SHAPE, engine=SETTINGS[pool], placements=(place,))
+        # The router takes it for a little larger than it is: so leaders have something to refuse too.
+        engine = replace(SETTINGS[pool], kv_tokens=48)
+        self.plan = ReplicaPlan(pool=pool, index=index, shape=SHAPE, engine=engine, placements=(place,))
         self.epoch = 1
         self.load = control_pb2.Load()
         self.leader = Leader(shape=SHAPE, settings=SETTINGS[pool])

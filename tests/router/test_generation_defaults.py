@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from parallel.models.registry import describe_checkpoint
 from proto import inference_pb2
+from router.capacity import Capacity
 from router.generation_defaults import GenerationDefaults, read_defaults, unserved_defaults
 from router.text import ModelText
 from router.validation import RequestValidator
@@ -17,6 +18,8 @@ from tests import tiny_models
 from tests.tiny_models import write_checkpoint
 
 GREEDY = {"eos_token_ids": frozenset[int](), "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+
+ROOMY = Capacity(prompt_tokens=1 << 20, sequence_tokens=1 << 20)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +121,7 @@ def test_whatever_the_file_says_a_request_that_says_nothing_is_valid_or_the_star
 @pytest.fixture(scope="module")
 def validator(folder: Path) -> RequestValidator:
     write(folder, {})
-    return RequestValidator(description=describe_checkpoint(folder), text=ModelText(folder))
+    return RequestValidator(description=describe_checkpoint(folder), text=ModelText(folder), capacity=ROOMY)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,13 @@ import pytest
 
 from parallel.models.registry import describe_checkpoint
 from proto import inference_pb2
+from router.capacity import Capacity
 from router.errors import InvalidRequestError
 from router.text import ModelText
 from router.validation import RequestValidator
 from tests.harness.checkpoints import tiny_scaled_llama
+
+ROOMY = Capacity(prompt_tokens=1 << 20, sequence_tokens=1 << 20)
 
 
 def request(length: int) -> inference_pb2.GenerateRequest:
@@ -19,7 +22,7 @@ def request(length: int) -> inference_pb2.GenerateRequest:
 @pytest.mark.parametrize("rope", ["dynamic", "longrope"])
 def test_a_prompt_beyond_where_the_frequencies_move_is_refused_with_the_reason(tmp_path: Path, rope: str) -> None:
     folder = tiny_scaled_llama(tmp_path, rope=rope).folder
-    validator = RequestValidator(description=describe_checkpoint(folder), text=ModelText(folder))
+    validator = RequestValidator(description=describe_checkpoint(folder), text=ModelText(folder), capacity=ROOMY)
     found = validator.validate(request(600))
     assert len(found.prompt_ids) + found.max_new_tokens == 640
     with pytest.raises(InvalidRequestError) as caught:

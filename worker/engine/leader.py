@@ -6,6 +6,7 @@ out. So the same leader runs over real ranks and over mocked ones.
 
 from collections import deque
 from collections.abc import Iterator
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from parallel.admission import check_fits, pages_needed
@@ -36,8 +37,18 @@ class _StepInFlight:
 class Leader:
     """Scheduling state of one replica. Not thread-safe: one thread calls it."""
 
-    def __init__(self, *, shape: ReplicaShape, settings: EngineSettings, revision: bytes = b"") -> None:
-        """`revision` is the model's, for the keys of the prefix cache."""
+    def __init__(
+        self,
+        *,
+        shape: ReplicaShape,
+        settings: EngineSettings,
+        vocab_size: int | None = None,
+        revision: bytes = b"",
+    ) -> None:
+        """`vocab_size` bounds what ranks can embed, None where any id will do. `revision` is the model's, for the keys
+        of the prefix cache.
+        """
+        self._vocab_size = vocab_size
         self._shape = shape
         self._settings = settings
         self._revision = revision
@@ -191,6 +202,8 @@ class Leader:
     # ---- requests ----
 
     def _submit(self, message: control_pb2.Submit) -> None:
+        if not self._is_sound([*message.prompt_ids, *message.output_ids], message):
+            return
         sequence = from_submit(message)
         if self._settings.prefix_cache:
             sequence.page_keys = PageKeys(page_size=self._settings.page_size, salt=self._revision)
@@ -261,6 +274,9 @@ class Leader:
             self._reservations.add(request_id, num_pages=pages)
 
     def _start(self, message: control_pb2.Start) -> None:
+        if not self._is_sound(message.output_ids, message):
+            self._reservations.release(message.request_id)
+            return
         reservation = self._reservations.take(message.request_id)
         assert reservation.dp is not None
         sequence = from_start(message)
@@ -339,6 +355,23 @@ class Leader:
         tokens -= len(cached) * self._settings.page_size
         return pages_needed(tokens, page_size=self._settings.page_size, cp=self._shape.attention.cp)
 
+    def _is_sound(self, token_ids: Items[int], message: control_pb2.Submit | control_pb2.Start) -> bool:
+        """Whether ranks can run it; refuses at once what would break them, and all that they run beside it."""
+        problem = ""
+        largest = max([*token_ids, *message.probe.forced_ids], default=0)
+        if not token_ids:
+            problem = "there is no token to begin with"
+        elif message.max_new_tokens < 1:
+            problem = "max_new_tokens is 0: it must be 1 or more"
+        elif self._vocab_size is not None and largest >= self._vocab_size:
+            problem = f"token id {largest} has no embedding: ids are 0 to {self._vocab_size - 1}"
+        if problem:
+            self._refuse(message.request_id, problem)
+        return not problem
+
+    def _refuse(self, request_id: int, message: str) -> None:
+        self._emit(control_pb2.Event(refused=control_pb2.Refused(request_id=request_id, message=message)))
+
     def _may_fit(self, request_id: int, prompt_tokens: int, max_new_tokens: int) -> bool:
         """Whether an empty replica could hold it; refuses it at once where not."""
         try:
@@ -349,8 +382,7 @@ class Leader:
                 cp=self._shape.attention.cp,
             )
         except ValueError as error:
-            refused = control_pb2.Refused(request_id=request_id, message=str(error))
-            self._emit(control_pb2.Event(refused=refused))
+            self._refuse(request_id, str(error))
             return False
         return True
 

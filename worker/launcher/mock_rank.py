@@ -59,7 +59,9 @@ class MockRank:
             return
         self._replica = None
         if rank == 0:
-            leader = Leader(shape=shape, settings=settings_from_wire(assignment.engine))
+            leader = Leader(
+                shape=shape, settings=settings_from_wire(assignment.engine), vocab_size=description.vocab_size
+            )
             self._replica = MockReplica(
                 leader,
                 vocab_size=description.vocab_size,

@@ -13,6 +13,7 @@ from parallel.address import Address
 from parallel.cores import threads_per_rank
 from parallel.listening import add_port
 from parallel.logs import LogLevel
+from parallel.undecodable import RefuseUndecodable
 from proto import control_pb2_grpc
 from worker.launcher.mock_rank import MockRank
 from worker.launcher.rank_child import ChildSettings, RankChild
@@ -55,7 +56,7 @@ async def run_launcher(options: LauncherOptions) -> None:
         return RankStarter(options, ports, machine_ranks=machine_ranks)
 
     service = LauncherService(starter=starter, ports=ports, mock=options.mock)
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=[RefuseUndecodable()], options=SERVER_OPTIONS)
     control_pb2_grpc.add_LauncherServicer_to_server(service, server)
     address = add_port(server, options.listen)
     await server.start()

@@ -1,0 +1,52 @@
+"""Threads in which requests are turned into token ids: a long text takes seconds, and holds up nobody's short one."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from router.errors import OverloadedError
+
+T = TypeVar("T")
+
+#: Bytes from which a request is long: of about ten milliseconds.
+LONG_BYTES = 64 << 10
+_SHORT_THREADS = 2
+_RETRY_S = 1.0
+
+
+class Tokenising:
+    """Two pools of threads: one for short requests, and `long_threads` for long ones. At most `max_waiting` at once."""
+
+    def __init__(self, *, long_threads: int, max_waiting: int) -> None:
+        self._short = ThreadPoolExecutor(_SHORT_THREADS, thread_name_prefix="tokenise")
+        self._long = ThreadPoolExecutor(long_threads, thread_name_prefix="tokenise-long")
+        self._max_waiting = max_waiting
+        self._num_waiting = 0
+
+    async def run(self, work: Callable[[], T], *, num_bytes: int) -> T:
+        """The result of `work`, on a request of `num_bytes`; OverloadedError where too many wait.
+
+        Cancelled, it leaves a thread that has begun to its end.
+        """
+        if self._num_waiting >= self._max_waiting:
+            raise OverloadedError(
+                f"{self._num_waiting} requests are being tokenised, limits.max_waiting is {self._max_waiting}: try "
+                "again later",
+                retry_s=_RETRY_S,
+            )
+        pool = self._long if num_bytes >= LONG_BYTES else self._short
+        future = pool.submit(work)
+        self._num_waiting += 1
+        # Counted until the thread itself is free: one that was left behind still takes its time.
+        loop = asyncio.get_running_loop()
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._one_less))
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """Begins nothing more; idempotent."""
+        for pool in (self._short, self._long):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _one_less(self) -> None:
+        self._num_waiting -= 1
