@@ -94,7 +94,10 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         generation = self._dispatcher.submit(checked)
         call.ends_by(partial(self._dispatcher.abort, generation))
         try:
-            text = OutputText(self._validator.text.tokenizer, stop=list(request.sampling.stop))
+            # An answer begins a text of its own; what continues a prompt goes on from it.
+            continued = () if request.HasField("chat") else checked.prompt_ids
+            tokens = self._validator.text.output_tokens
+            text = OutputText(tokens, stop=list(request.sampling.stop), prompt_ids=continued)
             async for response in _stream(generation, text):
                 yield response
         finally:
@@ -117,7 +120,7 @@ async def _stream(generation: Generation, text: OutputText) -> AsyncGenerator[in
                 raise event.error
             if isinstance(event, FinishedEvent):
                 delta.text += text.finish()
-                reason = event.reason
+                reason = "stop" if text.stopped else event.reason
             else:
                 reason = _add_tokens(delta, event, text)
             if reason or generation.events.empty():

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from router.end_of_turn import end_of_turn, unnamed_end_token
 from router.generation_defaults import read_defaults
+from router.output_tokens import OutputTokens
 from router.tokenizer_loading import load_tokenizer
 
 
@@ -18,6 +19,7 @@ class ModelText:
     def __init__(self, folder: Path) -> None:
         self._tokenizer: Any = load_tokenizer(folder)
         self.longest_token_bytes = max(len(token.encode()) for token in self._tokenizer.get_vocab())
+        self.output_tokens = OutputTokens(self.tokenizer)
         defaults = read_defaults(folder)
         self.defaults = replace(defaults, eos_token_ids=defaults.eos_token_ids | end_of_turn(self._tokenizer))
         #: A warning where the tokenizer's own end token ends nothing.

@@ -93,7 +93,7 @@ def test_an_end_token_of_the_config_itself_is_told_with_that_file(tmp_path: Path
     assert defaults(folder, {"eos_token_id": 3}).eos_token_ids == {3}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     values=st.dictionaries(
         st.sampled_from(["do_sample", "temperature", "top_p", "top_k", "min_p", "eos_token_id"]),

@@ -177,7 +177,8 @@ def test_a_checkpoint_that_nobody_reads_whole_is_refused_before_any_rank_starts(
     with pytest.raises(grpc.RpcError) as caught:
         launcher.Hello(hello, timeout=10)
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-    assert "lacks 1 tensor that its config.json calls for: model.norm.weight" in str(caught.value.details())
-    assert "holds 1 tensor that llama does not read: lm_head.weight_scale" in str(caught.value.details())
+    told = str(caught.value.details())
+    assert "lacks 1 tensor that its config.json calls for: model.norm.weight" in told
+    assert "holds 1 tensor that llama does not read: lm_head.weight_scale" in told
     write_checkpoint(tmp_path, llama())
     assert launcher.Hello(hello, timeout=10).checkpoint_fingerprint == fingerprint(tmp_path)
