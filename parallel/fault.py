@@ -14,7 +14,7 @@ class Fault:
     remedy: str
 
     @classmethod
-    def of(cls, error: ValueError, *, remedy: str) -> "Fault":
+    def of(cls, error: Exception, *, remedy: str) -> "Fault":
         """The fault that an error's text says, as `what; remedy`; `remedy` where it says none."""
         what, _, own = str(error).rpartition("; ")
         return cls(what=what, remedy=own) if what else cls(what=own, remedy=remedy)

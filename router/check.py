@@ -38,10 +38,10 @@ def check_file(path: Path) -> CheckedConfig:
     """Reads and checks `path`; ConfigError with every problem of it. Fetches a hub model's small files, no weights."""
     source = read_source(path)
     config = located(parse_config(source), folder=path.absolute().parent)
-    on_hub = is_hub_id(config.model)
     try:
+        on_hub = is_hub_id(config.model)
         found = check_model(resolve_model(config.model, weights=False), weights=not on_hub)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # a name can be too long for any file, a folder closed to this user
         what = " ".join(str(error).split())  # the hub's own errors have lines
         missing = source.problem(("model",), what=what, remedy="name a model that is there and runs")
         raise ConfigError([missing, *find_problems(config, source=source, description=None)]) from error

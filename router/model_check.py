@@ -53,7 +53,7 @@ def _try(read: Callable[[], T], *, faults: list[Fault], remedy: str) -> T | None
     """What `read` gives, or its error among the faults."""
     try:
         return read()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         faults.append(Fault.of(error, remedy=remedy))
         return None
 

@@ -15,7 +15,7 @@ from router.model_check import check_model
 from router.problem import ConfigError
 from router.served_model import load_served_model
 from tests import tiny_models
-from tests.tiny_models import write_checkpoint
+from tests.tiny_models import write_checkpoint, write_config
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4000\n"
 TOPOLOGY = "model: {model}\nhosts: [{{name: a, address: local, devices: 1}}]\npools: {{unified: {{}}}}\n"
@@ -77,6 +77,18 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "a cut weight file": (write("model.safetensors", b"\0\0"), ["model.safetensors is no safetensors file", "fetch"]),
     "an empty index": (only_an_index, ["index.json has no weight_map"]),
+    "quantised weights": (
+        lambda folder: write_checkpoint(folder, tiny_models.llama(), **{"lm_head.weight": ("F8_E4M3", (50, 32))}),
+        ["stores 1 tensor as F8_E4M3", "lm_head.weight; serve the checkpoint that it was quantised from"],
+    ),
+    "a scale that nobody reads": (
+        lambda folder: write_checkpoint(folder, tiny_models.llama(), **{"lm_head.weight_scale_inv": (1, 1)}),
+        ["holds 1 tensor that llama does not read: lm_head.weight_scale_inv; where they are scales, serve"],
+    ),
+    "a config of quantised weights": (
+        lambda folder: write_config(folder, tiny_models.llama(quantization_config={"quant_method": "fp8"})),
+        ["config.json has quantization_config (quant_method 'fp8'): no quantisation runs yet; serve the checkpoint"],
+    ),
     "a tokenizer of another making": (
         write("tokenizer.json", '{"model": 3}'),
         ["the tokenizer of", "cannot be loaded"],
@@ -190,3 +202,14 @@ def test_of_a_hub_id_the_check_says_that_the_weights_were_not_looked_at(
 def test_a_tokenizer_config_of_no_object_never_ends_in_a_traceback(folder: Path, content: str) -> None:
     (folder / "tokenizer_config.json").write_text(content)
     assert len(problems(folder)) == 1
+
+
+@pytest.mark.parametrize("model", ["a" * 300, "a/" + "b" * 300, "./" + "a" * 5000])
+def test_a_name_that_no_file_can_have_is_a_problem_of_its_line(tmp_path: Path, model: str) -> None:
+    path = tmp_path / "topo.yaml"
+    path.write_text(TOPOLOGY.format(model=model))
+    with pytest.raises(ConfigError) as caught:
+        check_file(path)
+    assert [problem.key for problem in caught.value.problems] == ["model"]
+    with pytest.raises(ClusterError, match="model "):
+        load_served_model(model)
