@@ -14,6 +14,8 @@ from typing import Any
 
 from parallel.model_files import FETCH_ANEW, FETCH_POINTER, LFS_POINTER
 
+#: The format's own limit.
+_MAX_HEADER_BYTES = 100_000_000
 #: Bytes of one element. Types of less than a byte have none here: nothing serves them.
 _ITEM_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
@@ -59,7 +61,16 @@ def read_header(file: Path) -> Header:
     if end != size:
         fault = "was cut short" if end > size else "is longer than it should be"
         raise ValueError(f"{file} {fault}: its header names {end} bytes, it has {size}; {FETCH_ANEW}")
+    _require_contiguous(entries, begin=begin)
     return Header(content=content, entries=entries)
+
+
+def _require_contiguous(entries: Mapping[str, StoredEntry], *, begin: int) -> None:
+    """ValueError where tensors overlap or leave a gap: safetensors itself opens no such file."""
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
+        if entry.start != begin:
+            raise ValueError(f"{entry.file} has {name!r} at byte {entry.start} instead of {begin}; {FETCH_ANEW}")
+        begin = entry.end
 
 
 def _read_content(file: Path) -> tuple[bytes, int]:
@@ -70,7 +81,7 @@ def _read_content(file: Path) -> tuple[bytes, int]:
             first = stream.read(8)
             length = int.from_bytes(first, "little")
             # Compared before it is read: eight bytes of anything else name a length that no memory has.
-            content = stream.read(length) if 0 < length <= size - 8 else b""
+            content = stream.read(length) if 0 < length <= min(size - 8, _MAX_HEADER_BYTES) else b""
             stream.seek(0)
             is_pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
     except FileNotFoundError:

@@ -121,6 +121,7 @@ def test_a_file_of_another_size_than_its_header_says_is_an_error(tmp_path: Path,
         {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
         {"dtype": "F32", "shape": [3], "data_offsets": [0, 4]},
+        {"dtype": "U8", "shape": [2], "data_offsets": [2, 4]},
     ],
 )
 def test_a_header_that_cannot_be_right_is_an_error_that_names_the_tensor(tmp_path: Path, entry: object) -> None:
