@@ -16,13 +16,18 @@ import yaml
 
 
 class Command:
-    """A running command whose output is read as it comes."""
+    """A running command whose output is read as it comes: `python -m` with `arguments`, or `program` with them."""
 
     def __init__(
-        self, arguments: Sequence[str], *, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+        self,
+        arguments: Sequence[str],
+        *,
+        program: Sequence[str] = (sys.executable, "-m"),
+        cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
+            [*program, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
