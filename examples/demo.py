@@ -7,6 +7,7 @@ import argparse
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import grpc
 
@@ -52,18 +53,21 @@ def ask(channel: grpc.Channel, prompt: str, *, max_new_tokens: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serve examples/local.yaml and ask it one question.")
-    parser.add_argument("--config", default="examples/local.yaml")
+    parser.add_argument("--config", default=str(Path(__file__).with_name("local.yaml")))
     parser.add_argument("--to", default="127.0.0.1:30000", help="where that file says the router listens")
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--max-new-tokens", type=int, default=96)
     options = parser.parse_args()
+    print("starting a router, a launcher and four ranks (about 15 s)", flush=True)
     started = time.perf_counter()
     router = subprocess.Popen([*module_command("router"), "--config", options.config, "--log-level", "WARNING"])
     try:
         with grpc.insecure_channel(options.to) as channel:
             wait_until_serving(router, channel)
-            print(f"serving after {time.perf_counter() - started:.1f} s\n\n> {options.prompt}\n", flush=True)
+            print(f"ready after {time.perf_counter() - started:.1f} s\n\n> {options.prompt}\n", flush=True)
             ask(channel, options.prompt, max_new_tokens=options.max_new_tokens)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     finally:
         router.send_signal(signal.SIGTERM)
         router.wait(timeout=30)

@@ -8,6 +8,7 @@ there, and neither sys.path nor the environment is changed for what runs then.
 import importlib
 import importlib.util
 import io
+import os
 import runpy
 import sys
 from importlib.metadata import packages_distributions
@@ -42,6 +43,8 @@ def take_own_packages() -> None:
 
 def run_command(module: str) -> None:
     """Runs `app` of `module`, a command's edge: Ctrl-C ends it quietly from its first import on."""
+    # Nothing forks here but to start a program; gRPC would warn of it.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     try:
         take_own_packages()
         # A terminal or file that lacks a character shows a question mark in its place.
