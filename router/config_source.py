@@ -1,6 +1,7 @@
 """A YAML file as plain data that remembers where each key stands, and what YAML itself would let pass in silence.
 
-`yaml.safe_load` keeps the last of two equal keys and reads an empty value as null: both are faults here.
+`yaml.safe_load` keeps the last of two equal keys, reads an empty value as null, and writes aliases out however many
+values they make of a few: all are faults here.
 """
 
 from collections.abc import Mapping
@@ -9,9 +10,16 @@ from pathlib import Path
 
 import yaml
 
-from router.problem import ConfigError, KeyPath, Problem, key_text, value_text
+from router.problem import ConfigError, KeyPath, Problem, key_text, plain_text, value_text
+from router.yaml_surprises import surprise
 
 _MERGE_TAG = "tag:yaml.org,2002:merge"
+#: A file for ten thousand hosts has one of these; a larger one is no topology, and takes YAML minutes.
+_MOST_BYTES = 1 << 20
+#: Levels of lists and mappings; a topology has six.
+_DEEPEST = 32
+#: What aliases may repeat, in values.
+_MOST_REPEATED = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +61,11 @@ def read_source(path: Path) -> ConfigSource:
     """Reads `path`. Raises ConfigError where it cannot be read or is no YAML mapping; lesser faults are `problems`."""
     file = str(path)
     try:
-        loader = yaml.SafeLoader(path.read_bytes())
+        with path.open("rb") as stream:
+            text = stream.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            raise _whole_file(file, what=f"has more than {_MOST_BYTES} bytes", remedy="name the topology's own file")
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
     except OSError as error:
         raise _whole_file(file, what=f"cannot be read: {error.strerror}", remedy="name a file that exists") from error
@@ -78,6 +90,8 @@ class _Reader:
     loader: yaml.SafeLoader
     places: dict[KeyPath, tuple[int, int]]
     problems: list[Problem] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set)
+    num_repeated: int = 0
 
     def mapping(self, node: yaml.MappingNode, *, path: KeyPath, inside: frozenset[int]) -> dict[str, object]:
         found: dict[str, object] = {}
@@ -98,18 +112,37 @@ class _Reader:
         if id(node) in inside:
             self._fault(node, path, what="is an alias of what it stands in", remedy="write the values out")
             return None
+        if len(path) > _DEEPEST:
+            self._fault(node, path, what="is nested too deeply", remedy="write it as examples/local.yaml")
+            return None
+        self._count(node)
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, path=path, inside=inside)
         if isinstance(node, yaml.SequenceNode):
             return self._items(node, path=path, inside=inside | {id(node)})
+        assert isinstance(node, yaml.ScalarNode)
         return self._scalar(node, path=path)
+
+    def _count(self, node: yaml.Node) -> None:
+        """Ends the reading where aliases of aliases would make many values of a few."""
+        self.num_repeated += id(node) in self.seen
+        self.seen.add(id(node))
+        if self.num_repeated > _MOST_REPEATED:
+            line, column = _place(node)
+            raise _whole_file(
+                self.file,
+                what=f"aliases of this repeat more than {_MOST_REPEATED} values",
+                remedy="write the values out",
+                line=line,
+                column=column,
+            )
 
     def _items(self, node: yaml.SequenceNode, *, path: KeyPath, inside: frozenset[int]) -> list[object]:
         for index, item in enumerate(node.value):
             self.places[(*path, index)] = _place(item)
         return [self._value(item, path=(*path, index), inside=inside) for index, item in enumerate(node.value)]
 
-    def _scalar(self, node: yaml.Node, *, path: KeyPath) -> object:
+    def _scalar(self, node: yaml.ScalarNode, *, path: KeyPath) -> object:
         try:
             value: object = self.loader.construct_object(node)
         except (yaml.YAMLError, ValueError, OverflowError):
@@ -119,7 +152,20 @@ class _Reader:
             return None
         if value is None:
             self._fault(node, path, what="has no value", remedy=f"write one, or remove {key_text(path[-1:])}")
+        elif (wrong := self._wrong(node, value)) is not None:
+            what, remedy = wrong
+            self._fault(node, path, what=what, remedy=remedy, value=plain_text(node.value))
+            return None
         return value
+
+    def _wrong(self, node: yaml.ScalarNode, value: object) -> tuple[str, str] | None:
+        """What is wrong with a scalar that could be read, and the remedy."""
+        if isinstance(value, str) and not _is_unicode(value):
+            return "has half of a surrogate pair", "write the character itself"
+        # A tag that is written out says what is meant, and so do quotes.
+        implicit = self.loader.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
+        is_plain = node.style is None and node.tag == implicit
+        return surprise(node.value, value=value) if is_plain else None
 
     def _key(self, node: yaml.Node, *, path: KeyPath) -> str | None:
         if node.tag == _MERGE_TAG:
@@ -139,6 +185,14 @@ class _Reader:
 
 def _place(node: yaml.Node) -> tuple[int, int]:
     return node.start_mark.line + 1, node.start_mark.column + 1
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _whole_file(file: str, *, what: str, remedy: str, line: int = 1, column: int = 1) -> ConfigError:

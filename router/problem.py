@@ -54,6 +54,11 @@ def value_text(value: object) -> str:
     return _cut(" ".join(flow.strip()[1:-1].split()))
 
 
+def plain_text(text: str) -> str:
+    """`text` on one line, cut where it is long, as it was written without quotes."""
+    return _cut(" ".join(text.encode(errors="replace").decode().split()))
+
+
 def _reads_as_itself(text: str) -> bool:
     try:
         return bool(yaml.safe_load(text) == text)

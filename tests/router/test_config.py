@@ -100,6 +100,41 @@ def test_the_examples_have_a_sound_structure(path: str) -> None:
         ("model: demo", "model: demo\nengine: {step_timeout_s: 0}", "= 0: is too small; write a number above 0"),
         ("model: demo", "model: demo\ntimeouts: {start_s: .inf}", "= .inf: is no finite number"),
         ("model: demo", "model: demo\nlimits: {max_waiting: 1.5}", "= 1.5: is no whole number"),
+        (
+            "devices: 1",
+            "devices: '4'",
+            "write a whole number from 1 to 4096 or a list with one item or more, w",
+        ),
+        (
+            "devices: 1",
+            "devices: ['4']",
+            "is no whole number; write a whole number from 0 to 4096, without quotes",
+        ),
+        ("unified: {}", "unified: {replicas: '4'}", "write a whole number from 1 to 4096, without quotes (complete"),
+        (
+            "model: demo",
+            "model: demo\nengine: {prefix_cache: 'true'}",
+            "is neither true nor false; write true or false, ",
+        ),
+        (
+            "model: demo",
+            "model: demo\nengine: {prefix_cache: 1}",
+            "is neither true nor false; write true or false (",
+        ),
+        ("model: demo", "model: demo\nengine: {prefix_cache: off}", "= off: is read as false; write true or false"),
+        (
+            "model: demo",
+            "model: demo\ntimeouts: {start_s: '1.5'}",
+            "no number; write a number above 0, without quotes",
+        ),
+        (
+            "model: demo",
+            "model: demo\ntimeouts: {start_s: '5'}",
+            "no number; write a number above 0, without quotes",
+        ),
+        ("model: demo", "model: 7", "= 7: is no text; write text, in quotes: '7' ('demo'"),
+        ("model: demo", "model: true", "= true: is no text; write text, in quotes: 'true' ('demo'"),
+        ("devices: 1", "devices: 010", "topo.yaml:3: hosts[0].devices = 010: is read as 8; write the number in plain"),
         ("unified: {}", "unified: {hosts: []}", "topo.yaml:5: pools.unified.hosts = []: is empty"),
     ],
 )

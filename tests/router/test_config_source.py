@@ -1,5 +1,6 @@
 """Reading YAML: what it would let pass in silence is told, with line and column."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,111 @@ def test_an_anchor_may_be_used_again(tmp_path: Path) -> None:
     found = source(tmp_path, "a: &x {b: 1}\nc: *x\n")
     assert found.data == {"a": {"b": 1}, "c": {"b": 1}}
     assert found.problems == ()
+
+
+IN_DIGITS = "write the number in plain decimal digits, or put it in quotes"
+TRUE_OR_FALSE = "write true or false, or put it in quotes"
+
+
+@pytest.mark.parametrize(
+    ("scalar", "read_as", "remedy"),
+    [
+        ("010", "8", IN_DIGITS),
+        ("-017", "-15", IN_DIGITS),
+        ("0x10", "16", IN_DIGITS),
+        ("0b11", "3", IN_DIGITS),
+        ("0o17", "text", IN_DIGITS),
+        ("08", "text", IN_DIGITS),
+        ("1_000", "1000", IN_DIGITS),
+        ("1:04", "64", IN_DIGITS),
+        ("1:04.5", "64.5", IN_DIGITS),
+        ("1_0.5", "10.5", IN_DIGITS),
+        ("01.5", "1.5", IN_DIGITS),
+        ("1e3", "text", IN_DIGITS),
+        ("yes", "true", TRUE_OR_FALSE),
+        ("Off", "false", TRUE_OR_FALSE),
+        ("2024-01-02", "a date", "put it in quotes, '2024-01-02'"),
+        ("2024-01-02 03:04:05", "a datetime", "put it in quotes"),
+    ],
+)
+def test_what_yaml_reads_as_something_else_is_a_problem_with_its_line(
+    tmp_path: Path, scalar: str, read_as: str, remedy: str
+) -> None:
+    (found,) = faults(source(tmp_path, f"a: 1\nb:\n  - {scalar}\n"))
+    assert found.startswith(f"topo.yaml:3: b[0] = {scalar}: is read as {read_as}; {remedy}")
+    assert source(tmp_path, f"a: '{scalar}'\n").data == {"a": scalar}
+    assert source(tmp_path, f"a: !!str {scalar}\n").problems == () or read_as == "text"
+
+
+@pytest.mark.parametrize(
+    ("scalar", "value"),
+    [
+        ("0", 0),
+        ("-12", -12),
+        ("+7", 7),
+        ("0.5", 0.5),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("1.0e+3", 1000.0),
+        (".inf", float("inf")),
+        ("True", True),
+        ("false", False),
+        ("10.0.0.1", "10.0.0.1"),
+        ("127.0.0.1:30000", "127.0.0.1:30000"),
+        ("7b-instruct", "7b-instruct"),
+        ("nan", "nan"),
+        ("infinity", "infinity"),
+    ],
+)
+def test_what_reads_as_it_looks_is_taken(tmp_path: Path, scalar: str, value: object) -> None:
+    found = source(tmp_path, f"a: {scalar}\n")
+    assert (found.data, found.problems) == ({"a": value}, ())
+
+
+def test_half_of_a_surrogate_pair_is_a_problem(tmp_path: Path) -> None:
+    (found,) = faults(source(tmp_path, 'a: "x\\ud800"\n'))
+    assert found == "topo.yaml:1: a = x?: has half of a surrogate pair; write the character itself"
+
+
+#: Each of nine lists nine times the one before: 438 bytes, 387 million values.
+LAUGHS = "\n".join(f"{key}: &{key} [{','.join([f'*{before}'] * 9)}]" for before, key in pairwise("abcdefgh"))
+ALIASES = {
+    "aliases of aliases": f"a: &a [{','.join(['lol'] * 9)}]\n{LAUGHS}\n",
+    "aliases of aliases in mappings": "a: &a {k: 1, l: 2}\n"
+    + "\n".join(
+        f"{key}: &{key} {{x: *{before}, y: *{before}, z: *{before}}}" for before, key in pairwise("abcdefghijklmn")
+    )
+    + "\n",
+    "many aliases of one": "a: &a [" + "1," * 500 + "]\nb: [" + "*a," * 500 + "]\n",
+    "aliases of what they stand in": "a: &a [&b [*a, *a], &c [*a, *b, *b], &d [*a, *b, *c, *c]]\n"
+    + "b: ["
+    + "*d, *c, *b," * 3000
+    + "]\n",
+}
+
+
+@pytest.mark.parametrize("name", ALIASES)
+@pytest.mark.timeout(10)
+def test_aliases_that_make_many_values_of_few_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="aliases of this repeat more than 20000 values; write the values out"):
+        source(tmp_path, ALIASES[name])
+
+
+def test_a_file_that_is_far_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    for path in (tmp_path / "large.yaml", Path("/dev/zero")):
+        if path.parent == tmp_path:
+            path.write_bytes(b"a: 1\n" * 300_000)
+        with pytest.raises(ConfigError, match="has more than 1048576 bytes; name the topology's own file"):
+            read_source(path)
+
+
+@pytest.mark.parametrize("depth", [40, 300, 450, 5000])
+def test_deep_nesting_is_told_at_whatever_depth(tmp_path: Path, depth: int) -> None:
+    try:
+        found = faults(source(tmp_path, "a: " + "[" * depth + "]" * depth))
+    except ConfigError as error:
+        found = [str(error)]
+    assert len(found) == 1 and "is nested too deeply" in found[0]
 
 
 @pytest.mark.parametrize(
