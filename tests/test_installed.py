@@ -18,7 +18,7 @@ from tests.harness.checkpoints import Oracle
 from tests.harness.router_process import Command
 
 ROOT = Path(__file__).parents[1]
-FILES = ("pyproject.toml", "setup.py", "README.md")
+FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 TOPOLOGY = """model: {model}
 listen: 127.0.0.1:0
 hosts: [{{address: "{worker}", devices: 2}}]
@@ -81,6 +81,13 @@ def test_a_wheel_has_every_module_and_the_generated_ones(wheel: Path) -> None:
     generated = {f"proto/{name}_{kind}" for name in protos for kind in ("pb2.py", "pb2.pyi", "pb2_grpc.py")}
     with ZipFile(wheel) as archive:
         assert sources | generated <= set(archive.namelist())
+
+
+def test_a_wheel_has_the_licence_and_says_which(wheel: Path) -> None:
+    with ZipFile(wheel) as archive:
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        assert "License-Expression: Apache-2.0\n" in archive.read(metadata).decode()
+        assert archive.read(metadata.replace("METADATA", "licenses/LICENSE")) == (ROOT / "LICENSE").read_bytes()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Set-up on machines that lack something, and what its steps print: a sentence, and all of it only where one fails."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -138,3 +139,17 @@ def test_an_old_make_is_told_in_a_sentence(tmp_path: Path) -> None:
     done = run(["make", "-f", "old.mk", "demo"], cwd=tmp_path)
     assert done.returncode == 2
     assert "Muster needs GNU make 4.3 or newer, and this is 3.81" in done.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_a_target_that_a_page_names_is_there(page: str) -> None:
+    named = set(re.findall(r"`make ([a-z-]+)`", (ROOT / page).read_text()))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert named and named <= targets
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_a_file_that_a_page_links_is_there(page: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
+    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+    assert not missing

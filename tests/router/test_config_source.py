@@ -123,7 +123,7 @@ def test_half_of_a_surrogate_pair_is_a_problem(tmp_path: Path) -> None:
     assert found == "topo.yaml:1: a = x?: has half of a surrogate pair; write the character itself"
 
 
-#: Each of nine lists nine times the one before: 438 bytes, 387 million values.
+#: Each list has the one before nine times: 43 million values in three hundred bytes.
 LAUGHS = "\n".join(f"{key}: &{key} [{','.join([f'*{before}'] * 9)}]" for before, key in pairwise("abcdefgh"))
 ALIASES = {
     "aliases of aliases": f"a: &a [{','.join(['lol'] * 9)}]\n{LAUGHS}\n",
