@@ -173,10 +173,11 @@ def test_long_texts_hold_up_no_short_one_and_are_bounded(stub: Any, gate: Gate) 
         while True:
             try:
                 assert_serves(stub)
-            except grpc.RpcError as refused:
+            except grpc.RpcError as caught:
                 # All four are there: one more of any kind waits for nobody.
-                assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
-                assert "limits.max_waiting is 4" in refused.details()  # type: ignore[attr-defined]
+                refused: Any = caught
+                assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert "limits.max_waiting is 4" in refused.details()
                 break
         gate.is_open.set()
         assert all(call.result()[-1].complete.usage.generated_tokens == 1 for call in calls)

@@ -97,9 +97,14 @@ def describe_exit(pid: int, code: int) -> str:
     return f"its process {pid} exited with code {code}"
 
 
+#: How many products oneDNN keeps compiled, half a megabyte each: its own cache, and torch's in front of it. By default
+#: each keeps 1024. A rank has about seven kinds of weight, and few numbers of rows (`worker/linear.py`) at a time.
+_COMPILED_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
+
+
 def _environment(settings: ChildSettings) -> dict[str, str]:
     """The child's environment: ranks on a CPU share its cores, so each gets its part of them."""
     num_threads = settings.num_threads
-    defaults = {"OMP_NUM_THREADS": str(num_threads), "NIXL_LOG_LEVEL": "WARN"}
+    defaults = {"OMP_NUM_THREADS": str(num_threads), "NIXL_LOG_LEVEL": "WARN", **_COMPILED_PRODUCTS}
     asked = {"OMP_NUM_THREADS": str(num_threads)} if settings.overrides_environment else {}
     return {**defaults, "UCX_LOG_LEVEL": "error", **os.environ, **asked}

@@ -1,0 +1,1 @@
+"""Many short requests with random ends, and what the service holds after them."""
