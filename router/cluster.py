@@ -21,7 +21,7 @@ from router.errors import ClusterError
 from router.handoff_pairs import meet
 from router.launcher_client import LauncherClient
 from router.local_launcher import LocalLauncher
-from router.machines import ranks_of_machine
+from router.machines import ranks_of_machines
 from router.progress import StartProgress
 from router.replica_client import ReplicaClient
 
@@ -125,7 +125,11 @@ class Cluster:
         addresses = await _all(self._address(host.name, host.address) for host in hosts)
         for host, address in zip(hosts, addresses, strict=True):
             self._launchers[host.name] = LauncherClient(host, address=address, router_id=self._router_id)
-        hellos = await _all(self._hello(launcher, progress=progress) for launcher in self._launchers.values())
+        machine_ranks = ranks_of_machines(self._topology)
+        hellos = await _all(
+            self._hello(launcher, machine_ranks=machine_ranks[name], progress=progress)
+            for name, launcher in self._launchers.items()
+        )
         _compare_hellos(list(self._launchers), hellos, fingerprint=self._fingerprint)
         await _all(
             launcher.watch(
@@ -143,8 +147,9 @@ class Cluster:
         self._local.append(launcher)
         return launcher.address
 
-    async def _hello(self, launcher: LauncherClient, *, progress: StartProgress) -> control_pb2.HelloResponse:
-        machine_ranks = ranks_of_machine(self._topology, launcher.host)
+    async def _hello(
+        self, launcher: LauncherClient, *, machine_ranks: int, progress: StartProgress
+    ) -> control_pb2.HelloResponse:
         response = await launcher.hello(self._topology.model, machine_ranks=machine_ranks)
         progress.advance("launchers", launcher.host.name)
         return response

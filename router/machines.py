@@ -1,14 +1,18 @@
 """Which hosts of a topology are one machine: their launchers know nothing of each other, but ranks share its cores."""
 
+from collections import Counter
+from collections.abc import Mapping
+
 from parallel.address import parse_address
 from parallel.topology import HostSpec, Topology
 from router.config import LOCAL
 
 
-def ranks_of_machine(topology: Topology, host: HostSpec) -> int:
-    """The ranks that `topology` places on the machine of `host`."""
-    names = {other.name for other in topology.hosts if _machine(other) == _machine(host)}
-    return sum(len(replica.ranks_on(name)) for replica in topology.replicas for name in names)
+def ranks_of_machines(topology: Topology) -> Mapping[str, int]:
+    """For each host, by name, the ranks that `topology` places on its machine."""
+    machines = {host.name: _machine(host) for host in topology.hosts}
+    counts = Counter(machines[place.host] for replica in topology.replicas for place in replica.placements)
+    return {name: counts[machine] for name, machine in machines.items()}
 
 
 def _machine(host: HostSpec) -> str:

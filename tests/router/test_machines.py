@@ -5,7 +5,7 @@ import pytest
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ReplicaShape
 from parallel.topology import HostSpec, PoolSpec, plan_topology
-from router.machines import ranks_of_machine
+from router.machines import ranks_of_machines
 
 
 @pytest.mark.parametrize(
@@ -32,4 +32,4 @@ def test_the_ranks_of_every_host_at_one_machine_count(addresses: list[str], shar
         for index, name in enumerate(("prefill", "decode", "unified"))
     ]
     topology = plan_topology(model="", hosts=hosts, pools=pools)
-    assert [ranks_of_machine(topology, host) for host in hosts] == shares
+    assert list(ranks_of_machines(topology).values()) == shares
