@@ -1,5 +1,6 @@
 """What `topo.yaml` may say: its keys, types, ranges and defaults. Reading is config_loading.py's, sense check.py's."""
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
@@ -37,7 +38,7 @@ def _launcher(text: str) -> str:
 
 
 def _distinct(devices: tuple[int, ...]) -> tuple[int, ...]:
-    twice = sorted({device for device in devices if devices.count(device) > 1})
+    twice = sorted(device for device, count in Counter(devices).items() if count > 1)
     if twice:
         raise ValueError(f"names device {', '.join(map(str, twice))} twice; name each device once")
     return devices

@@ -34,6 +34,9 @@ _WHAT = {
     "literal_error": "is none of the legal values",
 }
 
+#: Errors that are put in words: a list may have a hundred thousand items of a wrong kind.
+_MOST_ERRORS = 1000
+
 #: What text is read as where its quotes are left out, by the error of a key that wants it.
 _READ_FROM_TEXT: Mapping[str, type | UnionType] = {"int_type": int, "float_type": int | float, "bool_type": bool}
 
@@ -53,7 +56,7 @@ def parse_config(source: ConfigSource) -> Config:
         told = {problem.path for problem in problems}
         schema = config_schema()
         errors = [details for details in error.errors(include_url=False) if not _is_echo(details)]
-        found = [_problem(details, source=source, schema=schema) for details in errors]
+        found = [_problem(details, source=source, schema=schema) for details in errors[:_MOST_ERRORS]]
         problems += [problem for problem in found if problem.path not in told]
     if problems:
         raise ConfigError(problems)

@@ -172,10 +172,16 @@ class _Reader:
             self._fault(node, (*path, "<<"), what="merge keys are not read", remedy="write the keys out")
             return None
         if node.tag != "tag:yaml.org,2002:str" or not isinstance(node, yaml.ScalarNode):
-            shown = node.value if isinstance(node, yaml.ScalarNode) else "a list or mapping"
+            shown = plain_text(node.value) if isinstance(node, yaml.ScalarNode) else "a list or mapping"
             self._fault(node, path, what=f"{shown} is no text, as keys are", remedy="write the key's name, in quotes")
             return None
-        return str(node.value)
+        shown = plain_text(node.value)
+        if shown != node.value:  # it would stand in sentences
+            self._fault(
+                node, path, what=f"{shown} is too long for a key, or no plain text", remedy="write a key's name"
+            )
+            return None
+        return shown
 
     def _fault(self, node: yaml.Node, path: KeyPath, *, what: str, remedy: str, value: str | None = None) -> None:
         line, column = _place(node)

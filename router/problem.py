@@ -9,6 +9,8 @@ import yaml
 KeyPath = tuple[str | int, ...]
 
 _LONGEST_VALUE = 80
+#: Problems that are told one by one; a screen or two.
+_MOST_TOLD = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +36,14 @@ class Problem:
 
 
 class ConfigError(Exception):
-    """Every problem that was found, ordered by place; its text has one line for each."""
+    """The problems that were found, ordered by place; its text has one line for each of the first hundred."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(sorted(dict.fromkeys(problems), key=lambda problem: (problem.line, problem.column)))
-        super().__init__("\n".join(map(str, self.problems)))
+        lines = list(map(str, self.problems[:_MOST_TOLD]))
+        if len(self.problems) > _MOST_TOLD:
+            lines.append("... and more: mend these first")
+        super().__init__("\n".join(lines))
 
 
 def key_text(path: KeyPath) -> str:
@@ -55,8 +60,8 @@ def value_text(value: object) -> str:
 
 
 def plain_text(text: str) -> str:
-    """`text` on one line, cut where it is long, as it was written without quotes."""
-    return _cut(" ".join(text.encode(errors="replace").decode().split()))
+    """`text` on one line without quotes, cut where it is long; a question mark stands for what cannot be printed."""
+    return _cut("".join(character if character.isprintable() else "?" for character in " ".join(text.split())))
 
 
 def _reads_as_itself(text: str) -> bool:

@@ -144,6 +144,21 @@ def test_a_fault_of_structure_is_one_sentence(tmp_path: Path, old: str, new: str
     assert sentence in found
 
 
+@pytest.mark.parametrize("items", [["'1'"], ["-1", "1.5", "true"]])
+def test_faults_without_number_are_told_as_far_as_anybody_reads(tmp_path: Path, items: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, SMALLEST.replace("devices: 1", f"devices: [{','.join(items * 2000)}]"))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 101
+    assert lines[-1] == "... and more: mend these first"
+
+
+@pytest.mark.timeout(60)
+def test_a_very_long_list_of_devices_is_counted_in_one_pass(tmp_path: Path) -> None:
+    text = SMALLEST.replace("devices: 1", f"devices: [{','.join(['1'] * 60_000)}]")
+    assert "names device 1 twice" in structure_problems(tmp_path, text)[0]
+
+
 def test_faults_of_structure_come_together_and_before_those_of_sense(tmp_path: Path) -> None:
     text = SMALLEST.replace("model: demo", "model: demo\nmodel: x").replace("{}", "{pp: 0, replicas: 99, tp: 2}")
     found = structure_problems(tmp_path, text)

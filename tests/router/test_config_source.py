@@ -47,6 +47,17 @@ def test_a_key_that_the_file_lacks_has_the_line_of_what_would_hold_it(tmp_path: 
         ("a: &x [*x]\n", "topo.yaml:1: a[0]: is an alias of what it stands in; write the values out"),
         ("a: !!int no\n", "topo.yaml:1: a = 'no': cannot be read as int; write plain text or a number"),
         ("a: !what x\n", "topo.yaml:1: a = x: cannot be read as !what; write plain text or a number"),
+        ('a: {"b\\nc": 1}\n', "topo.yaml:1: a: b c is too long for a key, or no plain text; write a key's name"),
+        ('a: {"\\e[31m": 1}\n', "topo.yaml:1: a: ?[31m is too long for a key, or no plain text; write a key's name"),
+        ('a: 1\n"\\ud800": 2\n', "topo.yaml:2: ? is too long for a key, or no plain text; write a key's name"),
+        (
+            f"a: {{{'k' * 500}: 1}}\n",
+            f"topo.yaml:1: a: {'k' * 77}... is too long for a key, or no plain text; write a key's name",
+        ),
+        (
+            f"? {'1' * 500}\n: 2\n",
+            f"topo.yaml:1: {'1' * 77}... is no text, as keys are; write the key's name, in quotes",
+        ),
     ],
 )
 def test_what_yaml_lets_pass_is_a_problem(tmp_path: Path, text: str, sentence: str) -> None:
