@@ -67,6 +67,8 @@ def _is_own(name: str) -> bool:
 
 
 def _in_the_way(name: str) -> str:
+    if not (_FOLDER / name / "__init__.py").exists():  # as another's removal leaves it
+        return f"Muster's own package {name} is not whole in {_FOLDER}: install Muster anew"
     spec = importlib.util.find_spec(name)
     others = [owner for owner in packages_distributions().get(name, []) if owner != "muster"]
     of_whom = f", of {' and '.join(dict.fromkeys(others))}," if others else ""

@@ -90,6 +90,30 @@ def test_a_wheel_has_the_licence_and_says_which(wheel: Path) -> None:
         assert archive.read(metadata.replace("METADATA", "licenses/LICENSE")) == (ROOT / "LICENSE").read_bytes()
 
 
+@pytest.fixture
+def proto_plus(commands: Path) -> Iterator[None]:
+    """As though it had been installed later: its files are written over those of ours that have their names."""
+    (ours,) = commands.parent.glob("lib/python*/site-packages/proto/__init__.py")
+    text = ours.read_bytes()
+    theirs = ours.parents[1] / "proto_plus-1.27.2.dist-info"
+    theirs.mkdir()
+    (theirs / "METADATA").write_text("Metadata-Version: 2.1\nName: proto-plus\nVersion: 1.27.2\n")
+    (theirs / "RECORD").write_text("proto/__init__.py,,\n")
+    ours.write_text("from .fields import Field\n")
+    yield
+    ours.write_bytes(text)
+    shutil.rmtree(theirs)
+
+
+@pytest.mark.usefixtures("proto_plus")
+@pytest.mark.parametrize("command", ["router", "worker"])
+def test_an_installed_command_says_who_has_taken_the_place_of_its_messages(
+    command: str, commands: Path, tmp_path: Path
+) -> None:
+    (sentence,) = run([commands / command, "--help"], cwd=tmp_path, code=1).splitlines()
+    assert "proto/__init__.py, of proto-plus, is in the way of Muster's own package proto: install Muster" in sentence
+
+
 @contextmanager
 def running(program: Path, *arguments: str, cwd: Path) -> Iterator[Command]:
     command = Command(arguments, program=[str(program)], cwd=cwd, environment={"PYTHONPATH": ""})

@@ -54,6 +54,13 @@ def test_a_package_that_cannot_be_imported_is_told_in_a_sentence(installed: Path
     assert "is in the way of Muster's own package proto" in sentence
 
 
+def test_a_package_of_which_a_part_was_removed_is_told_in_a_sentence(installed: Path) -> None:
+    (installed / "proto" / "__init__.py").unlink()
+    done = run(installed)
+    assert done.returncode == 1
+    assert done.stderr == f"Muster's own package proto is not whole in {installed}: install Muster anew\n"
+
+
 def test_ctrl_c_ends_a_command_quietly_from_its_first_import_on(installed: Path) -> None:
     (installed / "worker" / "cli.py").write_text("raise KeyboardInterrupt\n")
     program = "from parallel.own_packages import run_command; run_command('worker.cli')"
