@@ -11,12 +11,24 @@ from pathlib import Path
 
 import grpc
 
+from parallel.address import parse_address
+from parallel.listening import ListenError, ensure_free
 from parallel.own_packages import module_command
 from proto import inference_pb2, inference_pb2_grpc
 from router.client import describe
 
 PROMPT = "What is gravity? Answer in two sentences."
 _START_TIMEOUT_S = 300.0
+
+
+def make_sure_of(to: str) -> None:
+    """SystemExit where something listens at `to`: it would answer in the place of what is started here."""
+    try:
+        ensure_free(parse_address(to))
+    except ListenError as error:
+        raise SystemExit(str(error)) from None
+    except ValueError as error:
+        raise SystemExit(f"--to {to} {error}") from None
 
 
 def wait_until_serving(router: "subprocess.Popen[bytes]", channel: grpc.Channel) -> None:
@@ -58,6 +70,7 @@ def main() -> None:
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--max-new-tokens", type=int, default=96)
     options = parser.parse_args()
+    make_sure_of(options.to)
     print("starting a router, a launcher and four ranks (about 15 s)", flush=True)
     started = time.perf_counter()
     router = subprocess.Popen([*module_command("router"), "--config", options.config, "--log-level", "WARNING"])

@@ -46,16 +46,22 @@ def add_port(server: grpc.aio.Server, address: Address) -> Address:
 
     Tried with a socket of our own first: gRPC does not say why, and complains on standard error by itself.
     """
+    ensure_free(address)
+    try:
+        return replace(address, port=server.add_insecure_port(str(address)))
+    except RuntimeError as error:
+        raise ListenError(f"cannot listen on {address}: {error}") from None
+
+
+def ensure_free(address: Address) -> None:
+    """ListenError, which says why, where this process could not listen at `address`."""
     try:
         listen(address, backlog=1).close()
-        return replace(address, port=server.add_insecure_port(str(address)))
     except socket.gaierror as error:
         raise ListenError(f"cannot listen on {address}: the host is not known here ({error.strerror})") from None
     except OSError as error:
         why = _WHY.get(error.errno or 0, str(error.strerror))
         raise ListenError(f"cannot listen on {address}: {why}") from None
-    except RuntimeError as error:
-        raise ListenError(f"cannot listen on {address}: {error}") from None
 
 
 def _listening(family: int, place: object, *, backlog: int) -> socket.socket:

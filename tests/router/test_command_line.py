@@ -137,6 +137,17 @@ def test_a_port_that_is_taken_is_told_by_the_router_and_nothing_else_is(
     )
 
 
+@pytest.mark.parametrize("to", ["", "nonsense"])
+def test_the_demo_does_not_ask_what_listens_already(to: str, taken: str) -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "examples.demo", "--to", to or taken]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=False)
+    sentence = f"cannot listen on {taken}: something listens there already; stop it, or take another port"
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("--to nonsense has no port; write host:port" if to else f"{sentence}\n")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_model_without_weights_is_told_when_it_is_to_be_served(tmp_path: Path) -> None:
     result = CliRunner().invoke(router.cli.app, ["--config", str(topology(tmp_path))])
     assert result.exit_code == 1
