@@ -1,6 +1,6 @@
 # Each target does its own set-up; a stamp file marks what is done and is remade when its sources change.
 ifeq ($(filter grouped-target,$(.FEATURES)),)
-$(error Muster needs GNU make 4.3 or newer, and this is $(or $(MAKE_VERSION),another make): install it, perhaps as gmake)
+$(error Muster needs GNU make 4.3 or newer, and this is $(or $(MAKE_VERSION),another make): install it (also: gmake))
 endif
 
 PYTHON ?= python3
@@ -49,7 +49,7 @@ install: $(STAMP)
 # that an error of its resolver. Muster is built with what is there, not in an environment that is fetched once more.
 $(STAMP): pyproject.toml setup.py
 	@tools/check_machine.sh $(PYTHON)
-	@echo "first set-up, in $(VENV): about two minutes, more where packages come slowly"
+	@echo "set-up in $(VENV): about two minutes the first time, more where packages come slowly"
 	@$(QUIETLY) "set-up 1/5: a virtual environment in $(VENV) (about 5 s)" $(PYTHON) -m venv $(VENV)
 	@$(QUIETLY) "set-up 2/5: torch (about 30 s)" $(PIP) torch==2.13.0
 	@$(QUIETLY) "set-up 3/5: packages that are used in part (about 20 s)" \
