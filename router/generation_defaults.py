@@ -4,7 +4,6 @@ A value that switches something off in any of the tools that write these files i
 error that names the file, so that no client is ever blamed for it.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ _FILE = "generation_config.json"
 #: What the best token alone is kept by: a share of nothing still holds one token.
 _BEST_TOKEN_ALONE = 1e-6
 _LARGEST_TOP_K = 2**31 - 1
+#: A rank gets it as float32, where more is infinity: logits over it are all alike.
+_LARGEST_TEMPERATURE = 3e38
 #: Keys that change tokens in transformers and nothing here, each with the values that ask for nothing.
 _NOT_SERVED: Mapping[str, tuple[object, ...]] = {
     "repetition_penalty": (1,),
@@ -27,12 +28,20 @@ _NOT_SERVED: Mapping[str, tuple[object, ...]] = {
     "top_h": (),
     "num_beams": (1,),
     "min_new_tokens": (0,),
+    "min_length": (0,),
     "bad_words_ids": ([],),
     "suppress_tokens": ([],),
     "begin_suppress_tokens": ([],),
     "forced_bos_token_id": (),
     "forced_eos_token_id": (),
     "sequence_bias": ({}, []),
+    "exponential_decay_length_penalty": (),
+    "guidance_scale": (1,),
+    "penalty_alpha": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "stop_strings": ([], ""),
+    "watermarking_config": (),
 }
 
 
@@ -53,7 +62,7 @@ def read_defaults(folder: Path) -> GenerationDefaults:
     ValueError names file, key and value of what cannot be a default.
     """
     values = _generation_config(folder)
-    temperature = values.number("temperature", default=1.0)
+    temperature = values.number("temperature", default=1.0, most=_LARGEST_TEMPERATURE)
     top_p = values.number("top_p", default=1.0, most=1.0)
     return GenerationDefaults(
         eos_token_ids=_eos_token_ids(folder, values),
@@ -89,13 +98,12 @@ class _Values:
             raise self.error(key, "true or false")
         return bool(value)
 
-    def number(self, key: str, *, default: float, most: float = math.inf) -> float:
+    def number(self, key: str, *, default: float, most: float) -> float:
         value = self.get(key)
         if value is None:
             return default
-        allowed = "a number of 0 or more" if most == math.inf else f"a number from 0 to {most:g}"
-        if not _is_number(value) or not (0 <= value <= most and value < math.inf):
-            raise self.error(key, allowed)
+        if not _is_number(value) or not 0 <= value <= most:
+            raise self.error(key, f"a number from 0 to {most:g}")
         return float(value)
 
     def top_k(self) -> int:
@@ -103,7 +111,7 @@ class _Values:
         value = self.get("top_k")
         if value in (None, -1) and not isinstance(value, bool):
             return 0
-        if not _is_number(value) or value != value // 1 or not 0 <= value <= _LARGEST_TOP_K:
+        if not _is_number(value) or not 0 <= value <= _LARGEST_TOP_K or value != value // 1:
             raise self.error("top_k", f"a whole number from 0 (off) to {_LARGEST_TOP_K}, or -1 (off)")
         return int(value)
 
@@ -132,4 +140,4 @@ def _eos_token_ids(folder: Path, values: _Values) -> frozenset[int]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,20 +1,24 @@
 """Reads values of a checkpoint's config.json; a ValueError names the key and the value that cannot be served."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 Config = Mapping[str, Any]
 
+#: No size and no other number of a model is beyond these. What a file says by mistake may be, and is refused before
+#: it is counted out.
+LARGEST_SIZE = 2**31 - 1
+_LARGEST_NUMBER = 1e30
 
-def positive(config: Config, key: str, *, default: int | None = None) -> int:
-    """The positive integer at `key`; `default` where it is absent or null."""
+
+def positive(config: Config, key: str, *, default: int | None = None, most: int = LARGEST_SIZE) -> int:
+    """The positive integer at `key`, at most `most`; `default` where it is absent or null."""
     value = config.get(key)
     if value is None:
         value = default
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"config.json has {key} = {value!r}: it must be a positive integer")
-    return value
+    return _at_most(value, key=key, most=most)
 
 
 def count(config: Config, key: str) -> int:
@@ -24,7 +28,7 @@ def count(config: Config, key: str) -> int:
         return 0
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"config.json has {key} = {value!r}: it must be an integer of 0 or more")
-    return value
+    return _at_most(value, key=key, most=LARGEST_SIZE)
 
 
 def number(config: Config, key: str, *, least: float, default: float | None = None) -> float:
@@ -32,7 +36,7 @@ def number(config: Config, key: str, *, least: float, default: float | None = No
     value = config.get(key)
     if value is None:
         value = default
-    if not _is_number(value) or value < least:
+    if not is_number(value) or value < least:
         raise ValueError(f"config.json has {key} = {value!r}: it must be a number of {least:g} or more")
     return float(value)
 
@@ -43,5 +47,12 @@ def require(config: Config, key: str, *allowed: object) -> None:
         raise ValueError(f"config.json has {key} = {config[key]!r}: only {', '.join(map(repr, allowed))} runs yet")
 
 
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _at_most(value: int, *, key: str, most: int) -> int:
+    if value > most:
+        raise ValueError(f"config.json has {key} = {value}: it must be at most {most}")
+    return value
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether it is a number that can be computed with: JSON's integers have no end, its floats may be infinite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_NUMBER

@@ -14,6 +14,8 @@ from parallel.models.description import (
 )
 from parallel.models.rope import read_rope
 
+#: Each is described by itself, so a number that is a mistake must end before it is counted out.
+_MAX_LAYERS = 10_000
 #: The tensors of one layer, by its number.
 LayerTensors = Callable[[int], Iterable[TensorSpec]]
 
@@ -30,7 +32,7 @@ def describe_decoder(
     require(config, "hidden_act", "silu")
     require(config, "tie_word_embeddings", True, False, None)
     heads = positive(config, "num_attention_heads")
-    num_layers = positive(config, "num_hidden_layers")
+    num_layers = layer_count(config)
     per_layer = (spec for layer in range(num_layers) for spec in layer_tensors(layer))
     return ModelDescription(
         family=family,
@@ -52,6 +54,11 @@ def describe_decoder(
     )
 
 
+def layer_count(config: Config) -> int:
+    """How many layers the config asks for."""
+    return positive(config, "num_hidden_layers", most=_MAX_LAYERS)
+
+
 def head_dim(config: Config) -> int:
     """The head size: given, or hidden_size / num_attention_heads."""
     return positive(
@@ -62,7 +69,10 @@ def head_dim(config: Config) -> int:
 def require_full_attention(config: Config) -> None:
     """ValueError where a config that knows sliding windows enables them; one that is named but off is accepted."""
     require(config, "use_sliding_window", False)
-    for layer, kind in enumerate(config.get("layer_types") or ()):
+    kinds = config.get("layer_types") or []
+    if not isinstance(kinds, list):
+        raise ValueError(f"config.json has layer_types = {kinds!r}: it must be a list of kinds")
+    for layer, kind in enumerate(kinds):
         if kind != "full_attention":
             raise ValueError(f"config.json has layer_types[{layer}] = {kind!r}: only 'full_attention' runs yet")
 

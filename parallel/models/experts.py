@@ -6,12 +6,15 @@ from parallel.models.config_values import Config, positive
 from parallel.models.decoder import feed_forward_tensors
 from parallel.models.description import ExpertSpec, Part, Split, TensorSpec
 
+#: Each is described by itself, so a number that is a mistake must end before it is counted out.
+_MAX_EXPERTS = 10_000
+
 
 def expert_spec(config: Config, *, width_key: str, layers: Iterable[int], renormalise: bool) -> ExpertSpec:
     """The experts of `layers`. Their number is `num_experts` on the hub, `num_local_experts` as transformers saves."""
     count_key = "num_experts" if "num_experts" in config else "num_local_experts"
     experts = ExpertSpec(
-        num_experts=positive(config, count_key),
+        num_experts=positive(config, count_key, most=_MAX_EXPERTS),
         top_k=positive(config, "num_experts_per_tok"),
         intermediate_size=positive(config, width_key),
         layers=tuple(layers),

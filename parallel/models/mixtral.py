@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from parallel.models.config_values import positive, require
-from parallel.models.decoder import attention_tensors, describe_decoder
+from parallel.models.config_values import require
+from parallel.models.decoder import attention_tensors, describe_decoder, layer_count
 from parallel.models.description import ModelDescription, TensorSpec
 from parallel.models.experts import expert_spec, expert_tensors
 
@@ -17,7 +17,7 @@ def describe(config: dict[str, Any]) -> ModelDescription:
     config = {**_DEFAULTS, **config}
     require(config, "sliding_window", None)
     require(config, "attention_bias", False)
-    layers = range(positive(config, "num_hidden_layers"))
+    layers = range(layer_count(config))
     experts = expert_spec(config, width_key="intermediate_size", layers=layers, renormalise=True)
 
     def layer_tensors(layer: int) -> Iterator[TensorSpec]:

@@ -4,7 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from parallel.models.config_values import Config, positive, require
-from parallel.models.decoder import attention_tensors, dense_tensors, describe_decoder, require_full_attention
+from parallel.models.decoder import (
+    attention_tensors,
+    dense_tensors,
+    describe_decoder,
+    layer_count,
+    require_full_attention,
+)
 from parallel.models.description import ModelDescription, TensorSpec
 from parallel.models.experts import expert_spec, expert_tensors
 
@@ -26,7 +32,7 @@ def describe(config: dict[str, Any]) -> ModelDescription:
         else:
             yield from dense_tensors(config, layer=layer)
 
-    has_dense = len(layers) < positive(config, "num_hidden_layers")
+    has_dense = len(layers) < layer_count(config)
     return describe_decoder(
         config,
         family="qwen3_moe",
@@ -42,5 +48,5 @@ def _expert_layers(config: Config) -> tuple[int, ...]:
     dense = config.get("mlp_only_layers") or []
     if not isinstance(dense, list) or not all(isinstance(layer, int) for layer in dense):
         raise ValueError(f"config.json has mlp_only_layers = {dense!r}: it must be a list of layer numbers")
-    layers = range(step - 1, positive(config, "num_hidden_layers"), step)
+    layers = range(step - 1, layer_count(config), step)
     return tuple(layer for layer in layers if layer not in dense)

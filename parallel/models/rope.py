@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from parallel.models.config_values import Config, number, positive
+from parallel.models.config_values import LARGEST_SIZE, Config, is_number, number, positive
 from parallel.models.description import FrequencyFactors, LinearScaling, Llama3Scaling, RopeSpec, YarnScaling
 
 #: From the spec without scaling, the rope parameters and the head size to the spec.
@@ -28,7 +28,12 @@ def read_rope(config: Config, *, head_dim: int) -> RopeSpec:
         )
     try:
         base = RopeSpec(theta=number(parameters, "rope_theta", least=1.0), max_positions=positive(parameters, _TRAINED))
-        return _READERS[kind](base, parameters, head_dim=head_dim)
+        spec = _READERS[kind](base, parameters, head_dim=head_dim)
+        if spec.max_positions > LARGEST_SIZE:
+            raise ValueError(
+                f"config.json asks for {spec.max_positions} positions: they must be at most {LARGEST_SIZE}"
+            )
+        return spec
     except ValueError as error:
         raise ValueError(f"{error} (rope type {kind!r})") from error
 
@@ -108,6 +113,8 @@ def _mscale(factor: float, weight: float) -> float:
 def _longrope(base: RopeSpec, parameters: Config, *, head_dim: int) -> RopeSpec:
     """The short factors alone: the long ones would be for sequences beyond the original length."""
     original = positive(parameters, _ORIGINAL)
+    if original == 1:
+        raise ValueError(f"config.json has {_ORIGINAL} = 1: it must be 2 or more, for its logarithm divides")
     factor = number(parameters, "factor", least=1.0, default=max(base.max_positions / original, 1.0))
     short = _factors(parameters, "short_factor", count=head_dim // 2)
     _factors(parameters, "long_factor", count=head_dim // 2)
@@ -128,8 +135,8 @@ def _factors(parameters: Config, key: str, *, count: int) -> tuple[float, ...]:
     if not isinstance(values, list) or len(values) != count:
         found = f"a list of {len(values)}" if isinstance(values, list) else repr(values)
         raise ValueError(f"config.json has {key} = {found}: it must be a list of head_dim / 2 = {count} numbers")
-    if not all(isinstance(value, int | float) and value > 0 for value in values):
-        raise ValueError(f"config.json has {key} = {values!r}: its numbers must be above 0")
+    if not all(is_number(value) and value > 0 for value in values):
+        raise ValueError(f"config.json has {key} = {values!r}: they must be numbers above 0")
     return tuple(float(value) for value in values)
 
 

@@ -39,6 +39,12 @@ def test_tensor_names_are_distinct() -> None:
         ({"vocab_size": 0}, "vocab_size = 0: it must be a positive integer"),
         ({"hidden_size": "32"}, "hidden_size = '32': it must be a positive integer"),
         ({"num_hidden_layers": True}, "num_hidden_layers = True"),
+        ({"num_hidden_layers": 2**63}, "num_hidden_layers = 9223372036854775808: it must be at most 10000"),
+        ({"num_local_experts": 10**9}, "num_local_experts = 1000000000: it must be at most 10000"),
+        ({"max_position_embeddings": 10**400}, "it must be at most 2147483647"),
+        ({"num_nextn_predict_layers": 10**400}, "it must be at most 2147483647"),
+        ({"rms_norm_eps": 10**400}, "it must be a number of 0 or more"),
+        ({"rope_theta": float("inf")}, "rope_theta = inf"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu': only 'silu' runs yet"),
         ({"attention_bias": True}, "attention_bias = True: only False runs yet"),
         ({"num_experts_per_tok": 9}, "num_experts_per_tok = 9, more than num_local_experts = 8"),
@@ -56,6 +62,7 @@ def test_what_the_engine_does_not_compute_is_refused(changes: dict[str, object],
     [
         ({"use_sliding_window": True}, "use_sliding_window = True: only False runs yet"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types[1] = 'sliding_attention'"),
+        ({"layer_types": 4}, "layer_types = 4: it must be a list of kinds"),
     ],
 )
 @pytest.mark.parametrize("family", [qwen2, qwen3, qwen3_moe])

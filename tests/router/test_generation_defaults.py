@@ -69,10 +69,10 @@ def test_a_default_that_switches_something_off_is_off(
 
 NAN = float("nan")
 WITHOUT_MEANING: dict[str, tuple[object, ...]] = {
-    "top_k": (-2, 1.5, "50", True, False, [1], 2**31, float("inf"), NAN),
+    "top_k": (-2, 1.5, "50", True, False, [1], 2**31, 10**400, float("inf"), NAN),
     "top_p": (-0.1, 1.1, "1", True, {}, NAN),
     "min_p": (-0.1, 2, "0", False, NAN),
-    "temperature": (-1, "0.6", True, float("inf"), NAN, []),
+    "temperature": (-1, "0.6", True, float("inf"), NAN, [], 1e39, 10**400),
     "do_sample": ("false", 1, []),
     "eos_token_id": ("2", 1.0, True, 50, -2, [2, "3"], [None], {"id": 2}, NAN),
 }
@@ -130,6 +130,9 @@ def validator(folder: Path) -> RequestValidator:
         ({"repetition_penalty": 1.0, "num_beams": 1, "no_repeat_ngram_size": 0, "suppress_tokens": None}, 0),
         ({"repetition_penalty": 1.05}, 1),
         ({"suppress_tokens": [3], "num_beams": 4}, 2),
+        ({"stop_strings": [], "guidance_scale": 1, "penalty_alpha": None, "min_length": 0}, 0),
+        ({"stop_strings": ["User:"]}, 1),
+        ({"guidance_scale": 1.5, "presence_penalty": 0.5, "frequency_penalty": -1, "min_length": 3}, 4),
     ],
 )
 def test_a_default_that_nothing_here_does_is_a_warning(folder: Path, values: dict[str, Any], num_warnings: int) -> None:
