@@ -41,7 +41,7 @@ def find_faults(folder: Path, *, description: ModelDescription | None) -> list[F
     if faults:
         return faults
     try:
-        entries = merge_entries([header.entries for header in headers.values()], is_indexed=index is not None)
+        entries = merge_entries(header.entries for header in headers.values())
     except ValueError as error:
         return [Fault.of(error, remedy=FETCH_ANEW)]
     found = list(_index_faults(index or {}, headers=headers, folder=folder))

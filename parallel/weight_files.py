@@ -1,6 +1,6 @@
 """Which files of a checkpoint hold its tensors, in the order in which transformers looks for them. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from parallel.model_files import FETCH_ANEW, read_json_object
@@ -22,25 +22,24 @@ def weight_paths(folder: Path) -> tuple[Path, ...]:
 
 
 def weight_files(folder: Path) -> Mapping[str, Path]:
-    """The file of each tensor by name, from the index or the files themselves; ValueError where there is neither."""
-    index = read_index(folder)
-    return index if index is not None else {name: entry.file for name, entry in stored_entries(folder).items()}
+    """The file of each tensor by name; ValueError where a file cannot be read."""
+    return {name: entry.file for name, entry in stored_entries(folder).items()}
 
 
 def stored_entries(folder: Path) -> Mapping[str, StoredEntry]:
     """Every tensor that the weight files hold, by name; ValueError names a file that cannot be read.
 
-    Where there is no index, one name in two files leaves open which of them counts, and is an error.
+    As in transformers, an index names the files that are read, and the files say which tensors they hold.
     """
-    return merge_entries([read_header(file).entries for file in weight_paths(folder)], is_indexed=_has_index(folder))
+    return merge_entries([read_header(file).entries for file in weight_paths(folder)])
 
 
-def merge_entries(headers: list[Mapping[str, StoredEntry]], *, is_indexed: bool) -> Mapping[str, StoredEntry]:
-    """The tensors of all files in one mapping."""
+def merge_entries(headers: Iterable[Mapping[str, StoredEntry]]) -> Mapping[str, StoredEntry]:
+    """The tensors of all files in one mapping; ValueError where it is open which of two files' tensors counts."""
     merged: dict[str, StoredEntry] = {}
     for entries in headers:
         for name, entry in entries.items():
-            if name in merged and not is_indexed:
+            if name in merged:
                 files = f"{merged[name].file} and {entry.file.name}"
                 raise ValueError(f"{files} both hold {name}; remove the file that is not the model's")
             merged[name] = entry

@@ -28,6 +28,12 @@ def test_an_index_names_the_file_of_each_tensor(tmp_path: Path) -> None:
     assert weight_files(tmp_path) == {"a": tmp_path / "one.safetensors"}
 
 
+def test_a_tensor_that_an_index_forgets_is_found_in_the_files_that_it_names(tmp_path: Path) -> None:
+    write_weights(tmp_path / "one.safetensors", names=["a", "b"])
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
+    assert set(weight_files(tmp_path)) == set(stored_entries(tmp_path)) == {"a", "b"}
+
+
 def test_a_folder_without_weights_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no \*.safetensors file"):
         weight_files(tmp_path)
@@ -46,9 +52,13 @@ def test_one_whole_file_goes_before_an_index_as_in_transformers(tmp_path: Path) 
     assert weight_files(tmp_path) == {"a": tmp_path / "model.safetensors"}
 
 
-def test_a_tensor_in_two_files_without_an_index_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("indexed", [None, "one", "two"])
+def test_a_tensor_in_two_files_is_an_error_whatever_an_index_says(tmp_path: Path, indexed: str | None) -> None:
     for name in ("one", "two"):
-        write_weights(tmp_path / f"{name}.safetensors", names=["a"])
+        write_weights(tmp_path / f"{name}.safetensors", names=["a", name])
+    if indexed is not None:
+        where = {"one": "one.safetensors", "two": "two.safetensors", "a": f"{indexed}.safetensors"}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     with pytest.raises(ValueError, match=r"one\.safetensors and two\.safetensors both hold a; remove"):
         weight_files(tmp_path)
 
