@@ -22,6 +22,9 @@ from router.tokenizer_loading import load_tokenizer
 T = TypeVar("T")
 
 _OTHER = "name a model that is there and runs"
+_USER, _ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+#: A template that writes none of these writes hardly any.
+_PLAIN_CHATS = ([_USER], [{"role": "system", "content": "c"}, _USER], [_USER, _ANSWER, _USER])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +68,22 @@ def _warnings(folder: Path, *, description: ModelDescription, text: ModelText) -
             f"{folder}/config.json has tie_word_embeddings = true, but lm_head.weight differs from "
             "model.embed_tokens.weight: it is served untied, as transformers does; write false"
         )
+    warnings += _template_warnings(folder, text)
     if text.unnamed_end_token is not None:
         warnings.append(text.unnamed_end_token)
     if (folder / "adapter_config.json").exists():
         warnings.append(f"{folder} holds an adapter beside the model (adapter_config.json): the adapter is not served")
     return warnings
+
+
+def _template_warnings(folder: Path, text: ModelText) -> list[str]:
+    """A template that refuses every plain chat is the checkpoint's fault, not that of the clients who will meet it."""
+    refusals = []
+    for chat in _PLAIN_CHATS if text.has_chat_template else ():
+        try:
+            text.encode_chat(chat)
+        except ValueError as error:
+            refusals.append(error)
+    if len(refusals) < len(_PLAIN_CHATS):
+        return []
+    return [f"{folder}: {refusals[0]}; it does so of every plain chat: correct it, or serve text and token prompts"]

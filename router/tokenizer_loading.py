@@ -46,7 +46,14 @@ def _require_template(tokenizer: Any, *, folder: Path) -> None:
     """ValueError where no chat at all can be written by the template: its clients could not help it."""
     remedy = "correct it, or remove it and serve text and token prompts"
     template = tokenizer.chat_template
-    if template is not None and not isinstance(template, str | dict):
+    if isinstance(template, dict) and template:
+        if "default" not in template:
+            names = ", ".join(map(repr, template))
+            raise ValueError(
+                f"the chat templates of {folder} ({names}) have no 'default', which a chat is written by; {remedy}"
+            )
+        template = template["default"]
+    if template and not isinstance(template, str):
         raise ValueError(f"the chat template of {folder} is {template!r}, no text; {remedy}")
     try:
         if template:

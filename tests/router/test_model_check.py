@@ -105,6 +105,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         write("tokenizer_config.json", '{"chat_template": 7}'),
         ["chat template", "7, no text"],
     ),
+    "a named template that is no text": (
+        write("tokenizer_config.json", '{"chat_template": {"default": 7}}'),
+        ["chat template", "7, no text"],
+    ),
+    "templates without a default": (
+        write("tokenizer_config.json", '{"chat_template": [{"name": "rag", "template": "a"}]}'),
+        ["the chat templates of", "('rag') have no 'default'", "; correct it, or remove it"],
+    ),
     "a template that is no UTF-8": (write("chat_template.jinja", b"\xff\xfe"), ["chat_template.jinja is no UTF-8"]),
     "a template's pointer": (write("chat_template.jinja", POINTER), ["chat_template.jinja is a git-lfs pointer"]),
 }
@@ -170,6 +178,24 @@ def test_a_warning_goes_to_standard_error_and_does_not_fail_the_check(folder: Pa
     assert result.exit_code == 0
     (warning,) = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
     assert "generation_config.json has repetition_penalty = 1.1" in warning
+
+
+@pytest.mark.parametrize(
+    ("template", "is_told"),
+    [
+        ("{{ nothing() }}", True),
+        ("{{ raise_exception('no chats') }}", True),
+        ("{{ messages[0]['x']['y'] }}", True),
+        ("{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}w1", False),
+        ("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}w1", False),
+        ({"default": "w1", "rag": "{% broken"}, False),
+    ],
+)
+def test_a_template_that_refuses_every_plain_chat_is_a_warning(folder: Path, template: object, is_told: bool) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    warnings = check_file(topo(folder)).warnings
+    assert len(warnings) == is_told
+    assert not is_told or "the model's chat template refuses it" in warnings[0]
 
 
 def test_a_router_logs_the_models_warnings(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -74,7 +74,7 @@ def test_the_tokenizers_end_token_ends_a_generation_where_the_template_ends_turn
 def test_an_end_token_that_nothing_names_is_a_warning(tmp_path: Path, template: str) -> None:
     folder = model(tmp_path, template=template, eos_token_id=2)
     assert ModelText(folder).defaults.eos_token_ids == {2}
-    (warning,) = check_model(folder, weights=True).warnings
+    *_, warning = check_model(folder, weights=True).warnings
     assert "the tokenizer's end token 'w49' (49) is named by no config as eos_token_id" in warning
 
 
