@@ -57,5 +57,6 @@ def _from_hub(model: str, *, patterns: list[str]) -> Path:
 
     try:
         return Path(snapshot_download(model, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model {model!r} is no local folder, and the hub did not give it: {error}") from error
+    except Exception as error:  # whatever it transfers by raises kinds of its own, besides OSError and ValueError
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"model {model!r} is no local folder, and the hub did not give it: {told}") from error

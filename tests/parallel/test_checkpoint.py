@@ -41,6 +41,31 @@ def test_a_name_that_the_hub_refuses_is_an_error() -> None:
         resolve_model("not an/id!")
 
 
+class TransferError(Exception):
+    """What a transfer library raises: neither OSError nor ValueError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (TransferError("read timed out"), "read timed out"),
+        (RuntimeError("of two\n\nlines"), "of two lines"),
+        (OSError("no space\nleft"), "no space left"),
+        (TransferError(), "TransferError"),
+    ],
+)
+def test_whatever_a_transfer_from_the_hub_raises_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    def fetch(model: str, *, allow_patterns: list[str]) -> str:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    with pytest.raises(ValueError) as caught:
+        resolve_model("owner/name")
+    assert str(caught.value) == f"model 'owner/name' is no local folder, and the hub did not give it: {told}"
+
+
 def test_the_missing_demo_says_how_to_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint_module, "DEMO_FOLDER", tmp_path / "none")
     with pytest.raises(ValueError, match="run `make demo-model` in a checkout"):
