@@ -30,7 +30,9 @@ class Detokenizer:
     def __init__(self, tokens: OutputTokens, *, prompt_ids: Sequence[int] = ()) -> None:
         self._tokens = tokens
         self._window = tokens.last_visible(prompt_ids, count=_CONTEXT)
-        self._prompt: str | None = tokens.decode(self._window)  # until it is known how much of it stands
+        self._text = tokens.decode(self._window)  # as last decoded: without the bytes that have come since
+        self._was_silent = False  # whether the last token left the text as it was
+        self._prompt: str | None = self._text  # until it is known how much of it stands
         self._shown = 0  # characters of the window's text
         self._limit = 2 * _CONTEXT
 
@@ -41,14 +43,18 @@ class Detokenizer:
             return ""
         self._window.append(token_id)
         if is_byte(content):
+            self._was_silent = False
             return ""  # one more may turn the whole run into U+FFFD
         text = self._tokens.decode(self._window)
+        if self._is_silent_again(text):
+            self._window.pop()
+            return ""
         # A character that lacks bytes is one U+FFFD at the end.
         certain = text.removesuffix(_REPLACEMENT)
         self._skip_prompt(certain)
         new = certain[self._shown :] if self._prompt is None else ""
         self._shown += len(new)
-        self._trim(text)
+        self._trim()
         return new
 
     def rest(self) -> str:
@@ -65,17 +71,30 @@ class Detokenizer:
         if common == len(self._prompt) or common < len(certain):
             self._prompt, self._shown = None, common
 
-    def _trim(self, text: str) -> None:
+    def _is_silent_again(self, text: str) -> bool:
+        """Whether this token says nothing, as the one before: no number of such tokens makes up a context.
+
+        After a character that lacks bytes it may be one of them.
+        """
+        was_silent, self._was_silent = self._was_silent, text == self._text and not text.endswith(_REPLACEMENT)
+        self._text = text
+        return was_silent and self._was_silent
+
+    def _trim(self) -> None:
         """Gives tokens up that are context no longer, where the text that is not shown yet stays the same."""
         if self._prompt is not None or len(self._window) < self._limit:
             return
-        window = self._window[-_CONTEXT:]
-        shorter = self._tokens.decode(window)
-        unshown = len(text) - self._shown
-        if len(shorter) > unshown and shorter.endswith(text[max(self._shown - 1, 0) :]):
-            self._window, self._shown = window, len(shorter) - unshown
-        # Where it would not stay the same, the next try is not at the next token: each costs what the window is long.
-        self._limit = 2 * max(len(self._window), _CONTEXT)
+        size, unshown = _CONTEXT, len(self._text) - self._shown
+        # The shortest context may begin inside a run of bytes, which it would spoil: a longer one holds all of it.
+        while size < len(self._window):
+            window = self._window[-size:]
+            shorter = self._tokens.decode(window)
+            if len(shorter) > unshown and shorter.endswith(self._text[max(self._shown - 1, 0) :]):
+                self._window, self._text, self._shown = window, shorter, len(shorter) - unshown
+                break
+            size *= 2
+        # Not tried at every token: it costs what decoding the window does.
+        self._limit = len(self._window) + _CONTEXT
 
 
 def _num_common(one: str, other: str) -> int:

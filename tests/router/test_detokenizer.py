@@ -124,11 +124,20 @@ class Counting:
         return getattr(self._tokenizer, name)
 
 
+@st.composite
+def silent_and_bytes(draw: Any, kind: str) -> list[int]:
+    """What makes the worst context: tokens without any text, and runs of bytes, of whole characters or not."""
+    tokenizer = TOKENIZERS[kind]
+    contents = (*(f"<0x{byte:02X}>" for byte in "🙂".encode()), " ", "##", "▁", "</w>", "a")
+    known = [found for content in contents if (found := tokenizer.token_to_id(content)) is not None]
+    return [int(token) for token in draw(st.lists(st.sampled_from(known), min_size=1, max_size=20))]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_a_token_costs_the_same_however_long_prompt_and_output_are(kind: str, data: st.DataObject) -> None:
-    some = data.draw(token_lists(kind, max_size=40))
+    some = data.draw(st.one_of(token_lists(kind, max_size=40), silent_and_bytes(kind)))
     counting: Any = Counting(TOKENIZERS[kind])
     prompt, output = some * 50, some * 50
     pieces(counting, output, prompt=prompt)
