@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from parallel.cores import available_cores
+from parallel.process.cores import available_cores
 
 FOLDER = Path("docs/benchmarks")
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 from examples.demo import wait_until_serving
-from parallel.own_packages import module_command
+from parallel.process.own_packages import module_command
 from proto import inference_pb2, inference_pb2_grpc
 
 MODEL = Path(".cache/models/smollm2-135m-llama")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import grpc
 
-from parallel.address import parse_address
-from parallel.listening import ListenError, ensure_free
-from parallel.own_packages import module_command
+from parallel.process.address import parse_address
+from parallel.process.listening import ListenError, ensure_free
+from parallel.process.own_packages import module_command
 from proto import inference_pb2, inference_pb2_grpc
 from router.client import describe
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from parallel.checkpoint import is_hub_id, resolve_model
+from parallel.checkpoint.location import is_hub_id, resolve_model
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings
 from parallel.topology import PoolSpec, Topology, check_devices, plan_topology

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from parallel.address import parse_address
+from parallel.process.address import parse_address
 from router.config import LOCAL, Config, HostConfig
 from router.config_source import ConfigSource
 from router.problem import KeyPath, Problem

@@ -10,8 +10,8 @@ import typer
 import uvloop
 from rich.console import Console
 
-from parallel.address import parse_address
-from parallel.logs import LogLevel, start_logging
+from parallel.process.address import parse_address
+from parallel.process.logs import LogLevel, start_logging
 from proto import inference_pb2
 from router.check import CheckedConfig, check_file
 from router.client import generate as run_generate

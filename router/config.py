@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 from pydantic.json_schema import SkipJsonSchema
 
-from parallel.address import parse_address
+from parallel.process.address import parse_address
 from parallel.settings import EngineSettings
 from parallel.topology import POOL_NAMES
 

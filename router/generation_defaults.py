@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parallel.model_files import read_json_object
+from parallel.checkpoint.model_files import read_json_object
 
 _FILE = "generation_config.json"
 #: What the best token alone is kept by: a share of nothing still holds one token.

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from parallel.address import parse_address
+from parallel.process.address import parse_address
 from parallel.topology import HostSpec
 from proto import control_pb2, control_pb2_grpc
 from router.errors import ClusterError

@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 
-from parallel.address import Address
-from parallel.listening import loopback_host
-from parallel.own_packages import module_command
+from parallel.process.address import Address
+from parallel.process.listening import loopback_host
+from parallel.process.own_packages import module_command
 from router.errors import ClusterError
 
 _START_TIMEOUT_S = 30.0

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from parallel.address import parse_address
+from parallel.process.address import parse_address
 from parallel.topology import HostSpec, Topology
 from router.config import LOCAL
 

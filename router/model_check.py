@@ -1,7 +1,7 @@
 """Everything that can be wrong with a checkpoint, told before a rank starts. Reads headers and small files only.
 
 `router check` asks it of what is on this machine, the router of what it serves, after a hub's weights are here. A
-launcher asks for the weights' half alone (parallel/checkpoint_contents.py): it has no text.
+launcher asks for the weights' half alone (parallel/checkpoint/contents.py): it has no text.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from parallel.checkpoint_contents import find_faults
-from parallel.fault import Fault
-from parallel.model_files import FETCH_ANEW, read_json_object
+from parallel.checkpoint.contents import find_faults
+from parallel.checkpoint.fault import Fault
+from parallel.checkpoint.model_files import FETCH_ANEW, read_json_object
 from parallel.models.description import ModelDescription
 from parallel.models.registry import describe_checkpoint
 from router.generation_defaults import read_defaults, unserved_defaults

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from parallel.checkpoint import DEMO
+from parallel.checkpoint.location import DEMO
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape

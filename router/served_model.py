@@ -3,8 +3,8 @@
 import logging
 from dataclasses import dataclass
 
-from parallel.checkpoint import resolve_model
-from parallel.fingerprint import fingerprint
+from parallel.checkpoint.fingerprint import fingerprint
+from parallel.checkpoint.location import resolve_model
 from parallel.models.description import ModelDescription
 from router.errors import ClusterError
 from router.model_check import check_model

@@ -12,10 +12,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from rich.console import Console
 
-from parallel.address import parse_address
-from parallel.cores import available_cores
-from parallel.listening import ListenError, add_port
-from parallel.undecodable import RefuseUndecodable
+from parallel.process.address import parse_address
+from parallel.process.cores import available_cores
+from parallel.process.listening import ListenError, add_port
+from parallel.process.undecodable import RefuseUndecodable
 from proto import inference_pb2, inference_pb2_grpc
 from router.capacity import capacity
 from router.check import CheckedConfig

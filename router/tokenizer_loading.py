@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerFast
 
-from parallel.model_files import FETCH_ANEW, read_json_object, read_text
+from parallel.checkpoint.model_files import FETCH_ANEW, read_json_object, read_text
 
 _FILE = "tokenizer.json"
 #: What is read beside it, where it is there.

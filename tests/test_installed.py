@@ -13,7 +13,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from parallel.own_packages import PACKAGES
+from parallel.process.own_packages import PACKAGES
 from tests.harness.checkpoints import Oracle
 from tests.harness.router_process import Command
 

@@ -8,7 +8,7 @@ def main() -> None:
     """The console script's entry."""
     # For this one import our folder comes first: anybody may have a `parallel.py`.
     sys.path.insert(0, str(Path(__file__).absolute().parents[1]))
-    from parallel.own_packages import run_command
+    from parallel.process.own_packages import run_command
 
     sys.path.pop(0)
     run_command("worker.cli")

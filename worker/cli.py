@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 import uvloop
 
-from parallel.address import Address, parse_address
-from parallel.listening import ListenError
-from parallel.logs import LogLevel, start_logging
+from parallel.process.address import Address, parse_address
+from parallel.process.listening import ListenError
+from parallel.process.logs import LogLevel, start_logging
 from worker.launcher.server import LauncherOptions, run_launcher
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -24,7 +24,7 @@ from typing import Any
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from parallel.collectives.communicator import PeerLostError
-from parallel.logs import LogLevel, start_logging
+from parallel.process.logs import LogLevel, start_logging
 from proto import control_pb2
 from worker.frames import FrameSocket
 from worker.rank_runtime import Inbox, RankRuntime, store_prefix

@@ -9,10 +9,10 @@ from typing import Any
 from torch._C._distributed_c10d import PrefixStore
 
 from attention.select import create_backend
-from parallel.checkpoint import resolve_model
+from parallel.checkpoint.fingerprint import fingerprint
+from parallel.checkpoint.location import resolve_model
 from parallel.collectives.communicator import CollectiveClock
 from parallel.collectives.groups import RankGroups, Rendezvous, build_groups
-from parallel.fingerprint import fingerprint
 from parallel.handoff import cache_layout
 from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription

@@ -14,9 +14,9 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from parallel.address import Address, parse_address
 from parallel.collectives.communicator import PeerLostError
-from parallel.listening import listen
+from parallel.process.address import Address, parse_address
+from parallel.process.listening import listen
 from proto import step_pb2
 from worker.frames import FrameSocket
 

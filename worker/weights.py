@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
+from parallel.checkpoint.weight_files import weight_files
 from parallel.model_share import TensorSlice
-from parallel.weight_files import weight_files
 
 
 class Weights:

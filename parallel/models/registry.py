@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from parallel.model_files import read_json_object
+from parallel.checkpoint.model_files import read_json_object
+from parallel.checkpoint.tied_output import untie_where_stored
 from parallel.models import llama, mixtral, qwen2, qwen3, qwen3_moe
 from parallel.models.description import Describe, ModelDescription
 from parallel.models.quantisation import require_unquantised
-from parallel.tied_output import untie_where_stored
 
 FAMILIES: dict[str, Describe] = {
     "llama": llama.describe,

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from attention.torch_backend import TorchAttentionBackend
+from parallel.checkpoint.tied_output import EMBEDDING, OUTPUT
 from parallel.models.registry import describe_checkpoint
-from parallel.tied_output import EMBEDDING, OUTPUT
 from router.model_check import check_model
 from tests.engine.test_families import SETTINGS
 from tests.engine.test_kernels import SHAPES

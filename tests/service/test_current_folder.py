@@ -7,7 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from parallel.own_packages import PACKAGES
+from parallel.process.own_packages import PACKAGES
 from proto import inference_pb2, inference_pb2_grpc
 from tests.harness.checkpoints import Oracle
 from tests.harness.router_process import router_command

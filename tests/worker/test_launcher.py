@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from parallel.fingerprint import fingerprint
+from parallel.checkpoint.fingerprint import fingerprint
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from parallel.topology import HostSpec, PoolSpec, Topology, plan_topology

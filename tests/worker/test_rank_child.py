@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from parallel.address import Address
+from parallel.process.address import Address
 from worker.launcher.rank_child import RankChild
 from worker.launcher.rank_handle import RankCallbacks
 from worker.launcher.rendezvous import RendezvousPorts

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from torch._C._distributed_c10d import HashStore
 
-from parallel.address import parse_address
+from parallel.process.address import parse_address
 from proto import step_pb2
 from worker.star import LeaderStar, MemberStar
 

@@ -7,7 +7,7 @@ Mocked ranks of a launcher share its process, and a mocked leader answers for al
 import asyncio
 from collections.abc import Callable
 
-from parallel.checkpoint import resolve_model
+from parallel.checkpoint.location import resolve_model
 from parallel.models.registry import describe_checkpoint
 from parallel.wire import check_assignment, settings_from_wire, shape_from_wire
 from proto import control_pb2, step_pb2

@@ -10,8 +10,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from parallel.logs import LogLevel
-from parallel.own_packages import module_command
+from parallel.process.logs import LogLevel
+from parallel.process.own_packages import module_command
 from proto import control_pb2
 from worker.launcher.rank_handle import RankCallbacks
 

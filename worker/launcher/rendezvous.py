@@ -5,8 +5,8 @@ A port is listened on before it is announced, so nothing can take it; the rank o
 
 import socket
 
-from parallel.address import Address
-from parallel.listening import listen
+from parallel.process.address import Address
+from parallel.process.listening import listen
 
 
 class RendezvousPorts:

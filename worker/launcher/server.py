@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import grpc
 
-from parallel.address import Address
-from parallel.cores import threads_per_rank
-from parallel.listening import add_port
-from parallel.logs import LogLevel
-from parallel.undecodable import RefuseUndecodable
+from parallel.process.address import Address
+from parallel.process.cores import threads_per_rank
+from parallel.process.listening import add_port
+from parallel.process.logs import LogLevel
+from parallel.process.undecodable import RefuseUndecodable
 from proto import control_pb2_grpc
 from worker.launcher.mock_rank import MockRank
 from worker.launcher.rank_child import ChildSettings, RankChild

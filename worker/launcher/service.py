@@ -10,9 +10,9 @@ from typing import Any
 
 import grpc
 
-from parallel.checkpoint import resolve_model
-from parallel.checkpoint_contents import require_sound
-from parallel.fingerprint import fingerprint
+from parallel.checkpoint.contents import require_sound
+from parallel.checkpoint.fingerprint import fingerprint
+from parallel.checkpoint.location import resolve_model
 from proto import control_pb2, control_pb2_grpc
 from worker.launcher.host_ranks import AssignmentError, HostRanks
 from worker.launcher.rank_handle import StartRank

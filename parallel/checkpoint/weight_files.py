@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from parallel.model_files import FETCH_ANEW, read_json_object
-from parallel.safetensors_header import StoredEntry, read_header
+from parallel.checkpoint.model_files import FETCH_ANEW, read_json_object
+from parallel.checkpoint.safetensors_header import StoredEntry, read_header
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

@@ -7,12 +7,12 @@ without it, the model would answer, and wrongly.
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from parallel.fault import Fault, few
-from parallel.model_files import FETCH_ANEW
+from parallel.checkpoint.fault import Fault, few
+from parallel.checkpoint.model_files import FETCH_ANEW
+from parallel.checkpoint.safetensors_header import Header, StoredEntry, read_header
+from parallel.checkpoint.weight_files import merge_entries, read_index, weight_paths
 from parallel.models.description import ModelDescription
 from parallel.models.registry import describe_checkpoint
-from parallel.safetensors_header import Header, StoredEntry, read_header
-from parallel.weight_files import merge_entries, read_index, weight_paths
 
 #: What the loader casts from: plain floats.
 _DTYPES = ("F32", "F16", "BF16", "F64")

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from parallel.fingerprint import fingerprint
-from parallel.sample_places import SAMPLE_BYTES, sample_places
+from parallel.checkpoint.fingerprint import fingerprint
+from parallel.checkpoint.sample_places import SAMPLE_BYTES, sample_places
 from tests.tiny_models import llama, write_config, write_tensors, write_weights
 
 VALUES = 200_000

@@ -7,10 +7,10 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from parallel.model_files import read_bytes
-from parallel.safetensors_header import Header, read_header
-from parallel.sample_places import MAX_SAMPLES, read_samples
-from parallel.weight_files import weight_paths
+from parallel.checkpoint.model_files import read_bytes
+from parallel.checkpoint.safetensors_header import Header, read_header
+from parallel.checkpoint.sample_places import MAX_SAMPLES, read_samples
+from parallel.checkpoint.weight_files import weight_paths
 
 #: Samples of all tensors together, where that leaves each of them enough.
 _ALL_SAMPLES = 1 << 16

@@ -1,8 +1,8 @@
 """Muster's packages have plain names, which a stranger's file may have too: here ours are taken, and theirs told apart.
 
-Run as a script it starts a module of Muster from the folder that this file is in, as children are started:
-`python -P parallel/own_packages.py worker.rank ...`. Neither the current folder nor another installation comes first
-there, and neither sys.path nor the environment is changed for what runs then.
+Run as a script it starts a module of Muster from the folder that this package is in, as children are started:
+`python -P parallel/process/own_packages.py worker.rank ...`. Neither the current folder nor another installation comes
+first there, and neither sys.path nor the environment is changed for what runs then.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from pathlib import Path
 PACKAGES = ("proto", "parallel", "attention", "moe", "worker", "router")
 
 # Not resolved: a package's files may be links into a cache where its neighbours are not.
-_FOLDER = Path(__file__).absolute().parents[1]
+_FOLDER = Path(__file__).absolute().parents[2]
 
 
 def module_command(module: str) -> list[str]:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from parallel.safetensors_header import read_header
-from parallel.weight_files import stored_entries, weight_files, weight_paths
+from parallel.checkpoint.safetensors_header import read_header
+from parallel.checkpoint.weight_files import stored_entries, weight_files, weight_paths
 from tests.tiny_models import write_tensors, write_weights
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import grpc
 
-from parallel.address import Address
+from parallel.process.address import Address
 
 _WHY = {
     errno.EADDRINUSE: "something listens there already; stop it, or take another port",

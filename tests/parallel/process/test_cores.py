@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from parallel.cores import available_cores, threads_per_rank
+from parallel.process.cores import available_cores, threads_per_rank
 
 V1 = "3:cpuset:/\n4:cpu,cpuacct:/pod/box\n5:memory:/deep\n"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from parallel import own_packages
+from parallel.process import own_packages
 
 
 @pytest.fixture
@@ -18,12 +18,15 @@ def installed(tmp_path: Path) -> Path:
         (tmp_path / name / "__init__.py").write_text("OWNER = 'muster'\n")
     (tmp_path / "proto" / "inference_pb2.py").touch()
     (tmp_path / "worker" / "__main__.py").write_text("import sys; print('runs', sys.argv[1:], sys.path[0])\n")
-    shutil.copy(own_packages.__file__, tmp_path / "parallel")
+    (tmp_path / "parallel" / "process").mkdir()
+    (tmp_path / "parallel" / "process" / "__init__.py").touch()
+    shutil.copy(own_packages.__file__, tmp_path / "parallel" / "process")
     return tmp_path
 
 
 def run(folder: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-P", str(folder / "parallel" / "own_packages.py"), "worker", "--some", "argument"]
+    script = folder / "parallel" / "process" / "own_packages.py"
+    command = [sys.executable, "-P", str(script), "worker", "--some", "argument"]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
@@ -63,7 +66,7 @@ def test_a_package_of_which_a_part_was_removed_is_told_in_a_sentence(installed: 
 
 def test_ctrl_c_ends_a_command_quietly_from_its_first_import_on(installed: Path) -> None:
     (installed / "worker" / "cli.py").write_text("raise KeyboardInterrupt\n")
-    program = "from parallel.own_packages import run_command; run_command('worker.cli')"
+    program = "from parallel.process.own_packages import run_command; run_command('worker.cli')"
     command = [sys.executable, "-P", "-c", program]
     done = subprocess.run(
         command, env={"PYTHONPATH": str(installed)}, capture_output=True, text=True, timeout=30, check=False

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from parallel.safetensors_header import StoredEntry
+from parallel.checkpoint.safetensors_header import StoredEntry
 
 SAMPLE_BYTES = 256
 MAX_SAMPLES = 64

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from parallel.checkpoint_contents import find_faults, require_sound
+from parallel.checkpoint.contents import find_faults, require_sound
 from parallel.models.registry import describe_checkpoint
 from tests import tiny_models
 from tests.harness.checkpoints import Oracle

@@ -2,7 +2,7 @@
 
 import pytest
 
-from parallel.address import Address, parse_address
+from parallel.process.address import Address, parse_address
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from parallel import checkpoint as checkpoint_module
-from parallel.checkpoint import is_hub_id, resolve_model
+from parallel.checkpoint import location
+from parallel.checkpoint.location import is_hub_id, resolve_model
 from tests.tiny_models import llama, write_config, write_weights
 
 
@@ -67,7 +67,7 @@ def test_whatever_a_transfer_from_the_hub_raises_is_one_line(
 
 
 def test_the_missing_demo_says_how_to_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_module, "DEMO_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(location, "DEMO_FOLDER", tmp_path / "none")
     with pytest.raises(ValueError, match="run `make demo-model` in a checkout"):
         resolve_model("demo")
 
@@ -76,7 +76,7 @@ def test_the_demo_is_found_in_the_checkout_whatever_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert resolve_model("demo") == Path(__file__).parents[2] / ".cache" / "models" / "smollm2-135m-mixtral"
+    assert resolve_model("demo") == Path(__file__).parents[3] / ".cache" / "models" / "smollm2-135m-mixtral"
 
 
 def test_a_folder_with_an_adapter_alone_says_what_to_do_with_it(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 DEMO = "demo"
 # In the checkout that this code lies in, wherever a process was started.
-DEMO_FOLDER = Path(__file__).absolute().parents[1] / ".cache" / "models" / "smollm2-135m-mixtral"
+DEMO_FOLDER = Path(__file__).absolute().parents[2] / ".cache" / "models" / "smollm2-135m-mixtral"
 _SMALL = ["*.json", "*.jinja", "tokenizer.model"]
 _WEIGHTS = ["*.safetensors"]
 

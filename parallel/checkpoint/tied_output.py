@@ -6,9 +6,9 @@ transformers 5 then reads both, and ties them only where they are equal; so does
 from pathlib import Path
 from typing import Any
 
-from parallel.safetensors_header import StoredEntry
-from parallel.sample_places import read_samples
-from parallel.weight_files import stored_entries
+from parallel.checkpoint.safetensors_header import StoredEntry
+from parallel.checkpoint.sample_places import read_samples
+from parallel.checkpoint.weight_files import stored_entries
 
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 _BLOCK_BYTES = 16 << 20

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from parallel.model_files import FETCH_ANEW, FETCH_POINTER, LFS_POINTER
+from parallel.checkpoint.model_files import FETCH_ANEW, FETCH_POINTER, LFS_POINTER
 
 #: The format's own limit.
 _MAX_HEADER_BYTES = 100_000_000
