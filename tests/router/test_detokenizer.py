@@ -138,11 +138,24 @@ def silent_and_bytes(draw: Any, kind: str) -> list[int]:
 @given(data=st.data())
 def test_a_token_costs_the_same_however_long_prompt_and_output_are(kind: str, data: st.DataObject) -> None:
     some = data.draw(st.one_of(token_lists(kind, max_size=40), silent_and_bytes(kind)))
-    counting: Any = Counting(TOKENIZERS[kind])
-    prompt, output = some * 50, some * 50
-    pieces(counting, output, prompt=prompt)
     # A prompt that is bytes to its last token is one run, decoded at its end with the output's first text.
-    assert counting.num_decoded <= 40 * len(output) + 4 * len(prompt) + 40
+    assert num_decoded(kind, some * 50) <= (40 + 4) * 50 * len(some) + 40
+
+
+EMOJI = tuple(f"<0x{byte:02X}>" for byte in "🙂".encode())
+
+
+@pytest.mark.parametrize("contents", [("<unk>", *EMOJI, *EMOJI, " "), (" ",), (*EMOJI, " ", " ")])
+def test_tokens_without_text_beside_runs_of_bytes_cost_no_more_than_others(contents: tuple[str, ...]) -> None:
+    some = ids_of(TOKENIZERS["stripped_by_token"], *contents)
+    assert num_decoded("stripped_by_token", some * 200) <= 20 * 200 * len(some)
+
+
+def num_decoded(kind: str, some: list[int]) -> int:
+    """Tokens that are decoded for a prompt and an output that are each `some`."""
+    counting: Any = Counting(TOKENIZERS[kind])
+    pieces(counting, some, prompt=some)
+    return int(counting.num_decoded)
 
 
 @settings(max_examples=30, deadline=None)
