@@ -16,7 +16,7 @@ from proto import control_pb2
 from router.dispatcher import Dispatcher
 from router.errors import ClusterError
 from router.generation import FailedEvent, FinishedEvent, Generation, GenerationRequest
-from router.handoff_pairs import meet, part
+from router.handoff_pairs import bury, meet, part
 from router.launcher_client import LauncherClient
 from router.local_launcher import LocalLauncher
 from router.replica_client import ReplicaClient
@@ -27,8 +27,12 @@ _ROUTER_ID = 11
 class Bench:
     """All its work runs in a loop of its own thread; each of its ranks has `threads` threads."""
 
-    def __init__(self, *, num_devices: int, model: str, threads: int = 1) -> None:
-        """Starts a launcher with room for `num_devices` ranks, which start when first assigned; any `model` will do."""
+    def __init__(self, *, num_devices: int, model: str, threads: int = 1, outlives_ranks: bool = False) -> None:
+        """Starts a launcher with room for `num_devices` ranks, which start when first assigned; any `model` will do.
+
+        A rank that is lost ends everything, unless it `outlives_ranks`.
+        """
+        self._outlives_ranks = outlives_ranks
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -91,6 +95,11 @@ class Bench:
         self._loop.close()
 
     @property
+    def lost(self) -> Sequence[str]:
+        """The ranks whose end the launcher has told so far."""
+        return self._lost
+
+    @property
     def dispatcher(self) -> Dispatcher:
         """That of the pools that are up."""
         return self._dispatcher
@@ -136,10 +145,12 @@ class Bench:
             for replica in self._replicas:
                 await replica.close()
 
-    async def replace_decode(self, *, model: str) -> None:
-        """Brings decode up in a higher epoch while prefill goes on; what it held fails."""
+    async def replace_decode(self, *, model: str, is_dead: bool = False) -> None:
+        """Brings decode up in a higher epoch while prefill goes on; what it held fails. Where it `is_dead`, all of its
+        processes have ended.
+        """
         source, target = self._replicas
-        await self._part()
+        await (bury(source, target) if is_dead else self._part())
         await target.close()
         self._dispatcher.fail_on(target, ClusterError(f"{target.name} is replaced"))
         self._epoch += 1
@@ -186,6 +197,8 @@ class Bench:
     def _lose(self, reason: str) -> None:
         """Ends what runs at once: a rank that is gone never answers."""
         self._lost.append(reason)
+        if self._outlives_ranks:
+            return
         self._dispatcher.fail_all(ClusterError("; ".join(self._lost)))
 
 
@@ -225,9 +238,9 @@ async def drain(generation: Generation) -> str:
 
 
 @contextmanager
-def running_bench(*, num_devices: int, model: str, threads: int = 1) -> Iterator[Bench]:
+def running_bench(*, num_devices: int, model: str, threads: int = 1, outlives_ranks: bool = False) -> Iterator[Bench]:
     """A bench that is closed at the end."""
-    bench = Bench(num_devices=num_devices, model=model, threads=threads)
+    bench = Bench(num_devices=num_devices, model=model, threads=threads, outlives_ranks=outlives_ranks)
     try:
         yield bench
     finally:

@@ -39,3 +39,8 @@ async def part(source: PoolReplica, target: PoolReplica, *, released: Callable[[
     await source.peers.forget_target(target.name, epoch=target.epoch)
     await target.peers.close_writer(source.name, epoch=source.epoch)
     released()
+
+
+async def bury(source: PoolReplica, target: PoolReplica) -> None:
+    """`target`'s processes are known to have ended: `source` waits for nothing of it any more."""
+    await source.peers.forget_target(target.name, epoch=target.epoch, is_dead=True)

@@ -63,7 +63,7 @@ class RankChild:
         frame = _LENGTH.pack(len(payload)) + payload
         if self._writer is None:
             self._backlog.append(frame)
-        else:
+        elif not self._writer.is_closing():  # a rank that has ended may not have been seen to end yet
             self._writer.write(frame)
 
     async def stop(self) -> None:
