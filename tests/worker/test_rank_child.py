@@ -1,22 +1,27 @@
-"""How a rank's process is started: the threads that it may use."""
+"""How a rank's process is started, and what is sent to one that has ended."""
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from parallel.process.address import Address
+from proto import control_pb2
 from worker.launcher.rank_child import RankChild
 from worker.launcher.rank_handle import RankCallbacks
 from worker.launcher.rendezvous import RendezvousPorts
 from worker.launcher.server import LauncherOptions, RankStarter
 
 
-async def environment_of_a_rank(*, num_threads: int | None, machine_ranks: int) -> dict[str, str]:
+async def environment_of_a_rank(
+    *, num_threads: int | None = None, machine_ranks: int = 1, host: str = "127.0.0.1"
+) -> dict[str, str]:
     """What the process of a rank was started with; it is ended at once."""
     ports = RendezvousPorts("127.0.0.1")
-    options = LauncherOptions(listen=Address(host="127.0.0.1", port=0), num_threads=num_threads)
+    options = LauncherOptions(listen=Address(host=host, port=0), num_threads=num_threads)
     callbacks = RankCallbacks(message=lambda message: None, ended=lambda reason: None)
     rank = RankStarter(options, ports, machine_ranks=machine_ranks)(0, callbacks)
     assert isinstance(rank, RankChild)
@@ -49,3 +54,37 @@ def test_a_ranks_threads_are_its_share_of_the_cores_that_its_launcher_may_use(
         monkeypatch.setenv("OMP_NUM_THREADS", inherited)
     found = asyncio.run(environment_of_a_rank(num_threads=given, machine_ranks=machine_ranks))
     assert found["OMP_NUM_THREADS"] == str(threads)
+
+
+@pytest.mark.parametrize(("host", "devices"), [("127.0.0.1", "lo"), ("::1", "lo"), ("10.0.0.1", None)])
+def test_hand_offs_stay_on_the_machine_where_their_launcher_does(
+    host: str, devices: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UCX_NET_DEVICES", raising=False)
+    assert asyncio.run(environment_of_a_rank(host=host)).get("UCX_NET_DEVICES") == devices
+
+
+def test_compiled_products_are_bounded_unless_the_operator_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    found = asyncio.run(environment_of_a_rank())
+    assert (found["LRU_CACHE_CAPACITY"], found["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) == ("256", "7")
+
+
+def test_what_is_sent_to_a_rank_that_has_ended_is_dropped() -> None:
+    async def work() -> None:
+        ports, ended = RendezvousPorts("127.0.0.1"), asyncio.Event()
+        callbacks = RankCallbacks(message=lambda message: None, ended=lambda reason: ended.set())
+        options = LauncherOptions(listen=Address(host="127.0.0.1", port=0))
+        rank = RankStarter(options, ports, machine_ranks=1)(0, callbacks)
+        assert isinstance(rank, RankChild)
+        await asyncio.sleep(0.05)
+        os.kill(rank.pid, signal.SIGKILL)
+        # Before, while and after its end is noticed.
+        while not ended.is_set():
+            rank.send(control_pb2.ToRank(ping=control_pb2.Ping()))
+            await asyncio.sleep(0)
+        rank.send(control_pb2.ToRank(ping=control_pb2.Ping()))
+        ports.close()
+
+    uvloop.run(work())  # as launchers do; its streams refuse what asyncio's own let pass

@@ -20,10 +20,13 @@ _LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True, kw_only=True)
 class ChildSettings:
-    """How rank processes are started. `num_threads` is a default of the environment, or stands above it."""
+    """How rank processes are started. `num_threads` is a default of the environment, or stands above it. Hand-offs are
+    kept on this machine where `is_loopback`.
+    """
 
     num_threads: int
     overrides_environment: bool
+    is_loopback: bool
     log_level: LogLevel
 
 
@@ -106,5 +109,7 @@ def _environment(settings: ChildSettings) -> dict[str, str]:
     """The child's environment: ranks on a CPU share its cores, so each gets its part of them."""
     num_threads = settings.num_threads
     defaults = {"OMP_NUM_THREADS": str(num_threads), "NIXL_LOG_LEVEL": "WARN", **_COMPILED_PRODUCTS}
+    # Else it would listen on every interface, although whoever reaches the launcher is here.
+    defaults |= {"UCX_NET_DEVICES": "lo"} if settings.is_loopback else {}
     asked = {"OMP_NUM_THREADS": str(num_threads)} if settings.overrides_environment else {}
     return {**defaults, "UCX_LOG_LEVEL": "error", **os.environ, **asked}

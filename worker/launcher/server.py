@@ -84,6 +84,7 @@ class RankStarter:
         settings = ChildSettings(
             num_threads=given or threads_per_rank(self._machine_ranks),
             overrides_environment=given is not None,
+            is_loopback=self._options.listen.is_loopback,
             log_level=self._options.log_level,
         )
         return RankChild(device=device, rendezvous=self._ports.socket(device), settings=settings, callbacks=callbacks)
