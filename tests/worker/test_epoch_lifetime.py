@@ -44,6 +44,18 @@ def assignment(folder: Path, *, pool: str, epoch: int) -> control_pb2.AssignRequ
     )
 
 
+def build(request: control_pb2.AssignRequest, store: TCPStore) -> RankRuntime:
+    """The runtime of that assignment's one rank."""
+    return RankRuntime(
+        request,
+        global_rank=0,
+        store=PrefixStore(store_prefix(request), store),
+        inbox=queue.SimpleQueue(),
+        tell_launcher=lambda _: None,
+        fail=lambda error: pytest.fail(str(error)),
+    )
+
+
 @pytest.fixture
 def store() -> TCPStore:
     return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -81,14 +93,7 @@ def test_an_epochs_kv_is_gone_when_it_is_closed(pool: str, llama: Oracle, store:
     threads = threading.active_count()
     for epoch in range(1, 5):
         request = assignment(llama.folder, pool=pool, epoch=epoch)
-        runtime = RankRuntime(
-            request,
-            global_rank=0,
-            store=PrefixStore(store_prefix(request), store),
-            inbox=queue.SimpleQueue(),
-            tell_launcher=lambda _: None,
-            fail=lambda error: pytest.fail(str(error)),
-        )
+        runtime = build(request, store)
         region, model = kv_bytes(), weakref.ref(runtime._runner)
         assert num_on(region)
         runtime.close()
@@ -102,14 +107,7 @@ def test_an_epoch_that_could_not_be_built_leaves_nothing(llama: Oracle, store: T
     request = assignment(llama.folder, pool="prefill", epoch=1)
     request.engine.attention_kernel = "flashinfer"  # which no CPU has
     with pytest.raises((ImportError, ValueError, RuntimeError)):
-        RankRuntime(
-            request,
-            global_rank=0,
-            store=PrefixStore(store_prefix(request), store),
-            inbox=queue.SimpleQueue(),
-            tell_launcher=lambda _: None,
-            fail=lambda error: pytest.fail(str(error)),
-        )
+        build(request, store)
     gc.collect()
     assert threading.active_count() == threads
     assert not [tensor for tensor in tensors() if tensor.dim() == 6]
