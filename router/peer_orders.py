@@ -55,6 +55,7 @@ class PeerOrders:
         for future in waiting.values():
             if not future.done():
                 future.set_exception(error)
+                future.exception()  # seen: whoever asked may have gone
 
     async def _ask(self, order: control_pb2.PeerOrder) -> list[bytes]:
         key = (str(order.WhichOneof("order")), order.replica, order.epoch)

@@ -1,6 +1,7 @@
 """Threads in which requests are turned into token ids: a long text takes seconds, and holds up nobody's short one."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -40,13 +41,17 @@ class Tokenising:
         self._num_waiting += 1
         # Counted until the thread itself is free: one that was left behind still takes its time.
         loop = asyncio.get_running_loop()
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._one_less))
+        future.add_done_callback(lambda _: self._tell_free(loop))
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         """Begins nothing more; idempotent."""
         for pool in (self._short, self._long):
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _tell_free(self, loop: asyncio.AbstractEventLoop) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended before this thread
+            loop.call_soon_threadsafe(self._one_less)
 
     def _one_less(self) -> None:
         self._num_waiting -= 1

@@ -32,9 +32,8 @@ def growth(first: Look, last: Look) -> list[str]:
     for name, before in first.by_process.items():
         after = last.by_process[name]
         if after.resident_bytes > (1 + _TOLERANCE) * before.resident_bytes:
-            found.append(
-                f"{name}: resident {_mb(before)} MB after {first.requests}, {_mb(after)} after {last.requests}"
-            )
+            sizes = f"{_mb(before)} MB after {first.requests}, {_mb(after)} MB after {last.requests}"
+            found.append(f"{name}: resident {sizes}")
         for what in ("threads", "files"):
             held, now = getattr(before, what), getattr(after, what)
             if now > (1 + _TOLERANCE) * held + _SPARE:
