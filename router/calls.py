@@ -4,7 +4,7 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from router.errors import InvalidRequestError
 
@@ -36,12 +36,19 @@ class Call:
     async def unless_aborted(self, work: Awaitable[T]) -> T | None:
         """The result of `work`, or None as soon as the call is aborted: what is still running then is left behind."""
         task, aborted = asyncio.ensure_future(work), asyncio.ensure_future(self._aborted.wait())
+        task.add_done_callback(_look_at)
         try:
             await asyncio.wait({task, aborted}, return_when=asyncio.FIRST_COMPLETED)
             return None if self.is_aborted else await task
         finally:
             task.cancel()
             aborted.cancel()
+
+
+def _look_at(task: "asyncio.Future[Any]") -> None:
+    """What becomes of work that was left behind is nobody's concern."""
+    if not task.cancelled():
+        task.exception()
 
 
 class Calls:

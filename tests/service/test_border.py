@@ -227,4 +227,6 @@ def test_a_launcher_refuses_bytes_that_are_no_message_without_a_traceback() -> N
             for method in ("Hello", "Watch", "Assign", "Attach"):
                 refused: Any = send_garbage(channel, f"/muster.control.v1.Launcher/{method}")
                 assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT, method
+            refused = error(channel.stream_stream("/muster.control.v1.Launcher/Attach")(iter([]), timeout=20))
+            assert "names no replica" in refused.details()
         assert "Traceback" not in command.output

@@ -115,7 +115,10 @@ class LauncherService(control_pb2_grpc.LauncherServicer):
         context: "grpc.aio.ServicerContext[control_pb2.ToReplica, control_pb2.FromReplica]",
     ) -> AsyncIterator[control_pb2.FromReplica]:
         """Relays between the router and the leader of the replica that the first message names."""
-        first = await anext(request_iterator)
+        first = await anext(request_iterator, None)
+        if first is None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the stream names no replica: its first message does")
+        assert first is not None
         if self._lease is None:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "no router watches this launcher")
         ranks = self._lease.ranks
