@@ -26,6 +26,7 @@ POOLS = {"prefill": {"attention": {"cp": 2}}, "decode": {}}
 ENGINE = {"kv_tokens": 1024, "page_size": 16}
 TEMPLATE = "{% for m in messages %}{% if m.role == 'pad' %}[PAD] {% endif %}{{ m.role }} {{ m.content }} {% endfor %}"
 LONG = "w1 " * LONG_BYTES
+GARBAGE = b"\xff\xff\xff\xff"
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +204,8 @@ METHODS = {
 }
 
 
-def send_garbage(channel: Any, method: str) -> grpc.RpcError:
-    return error(channel.stream_stream(method)(iter([b"\xff\xff\xff\xff"]), timeout=20))
+def send(channel: Any, method: str, *payloads: bytes) -> grpc.RpcError:
+    return error(channel.stream_stream(method)(iter(payloads), timeout=20))
 
 
 @pytest.mark.parametrize("service", METHODS)
@@ -215,7 +216,7 @@ def test_bytes_that_are_no_message_are_an_invalid_argument_and_one_quiet_line(
     with grpc.insecure_channel(router.address) as channel:
         for method in METHODS[service]:
             caplog.clear()
-            refused: Any = send_garbage(channel, f"/{service}/{method}")
+            refused: Any = send(channel, f"/{service}/{method}", GARBAGE)
             assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT, method
             assert [record.levelname for record in caplog.records] == ["INFO"], method
     assert_serves(stub)
@@ -225,8 +226,8 @@ def test_a_launcher_refuses_bytes_that_are_no_message_without_a_traceback() -> N
     with worker_command("--mock") as (command, address):
         with grpc.insecure_channel(address) as channel:
             for method in ("Hello", "Watch", "Assign", "Attach"):
-                refused: Any = send_garbage(channel, f"/muster.control.v1.Launcher/{method}")
+                refused: Any = send(channel, f"/muster.control.v1.Launcher/{method}", GARBAGE)
                 assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT, method
-            refused = error(channel.stream_stream("/muster.control.v1.Launcher/Attach")(iter([]), timeout=20))
+            refused = send(channel, "/muster.control.v1.Launcher/Attach")
             assert "names no replica" in refused.details()
         assert "Traceback" not in command.output
