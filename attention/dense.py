@@ -17,7 +17,9 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float, c
     Any strides, the last dimension contiguous.
     """
     assert not causal or q.shape[2] == k.shape[1], "torch aligns causal masks to the top left: pass the square alone"
-    if q.device.type == "cpu" and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
+    # Of a single key the fused kernel makes a finite answer also where that key is NaN.
+    is_fused = q.device.type == "cpu" and k.shape[1] > 1
+    if is_fused and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
         return _attend_fused(q, k, v, scale=scale, causal=causal)
     return attend_plain(q, k, v, scale=scale, causal=causal)
 

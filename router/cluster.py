@@ -199,13 +199,13 @@ class Cluster:
     async def _introduce_peers(self) -> None:
         replicas = list(self._replicas.values())
         sources, targets = _of(replicas, "prefill"), _of(replicas, "decode")
-        await _all(self._meet(source, target) for source in sources for target in targets)
+        await _all(self._meet_all(sources, target) for target in targets)
 
-    async def _meet(self, source: ReplicaClient, target: ReplicaClient) -> None:
-        part = (target.name, 0)
-        self._waiting_for[part] = f"connection from {source.name}"
-        await meet(source, target)
-        self._waiting_for.pop(part, None)
+    async def _meet_all(self, sources: Sequence[ReplicaClient], target: ReplicaClient) -> None:
+        for source in sources:
+            self._waiting_for[target.name, 0] = f"connection from {source.name}"
+            await meet(source, target)
+            del self._waiting_for[target.name, 0]
 
     def _on_lost(self, host: str, lost: control_pb2.RankLost) -> None:
         self._fail(f"host {host}, rank {lost.global_rank} of {lost.replica}: {lost.reason}", cause=lost.cause)

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _PROBE_SAMPLING = control_pb2.Sampling(temperature=0, top_p=1)
 _RETRY_S = 1.0
+#: Source and target, each a replica in an epoch.
+_Pair = tuple[tuple[str, int], tuple[str, int]]
 
 
 class Dispatcher:
@@ -39,7 +41,7 @@ class Dispatcher:
         self._generations: dict[int, Generation] = {}
         self._replicas: list[Replica] = []
         self._held_tokens: dict[str, int] = defaultdict(int)  # by replica, what its generations may come to hold
-        self._quarantined: dict[tuple[str, str], list[int]] = defaultdict(list)  # requests by source and target
+        self._quarantined: dict[_Pair, list[int]] = defaultdict(list)  # requests
         self._num_waiting = 0
         self._closed: Exception | None = None
         self._is_open = False
@@ -112,8 +114,12 @@ class Dispatcher:
                 generation.fail(error)
                 if generation.decode is replica:
                     generation.is_handed_off = True  # there is nobody left to release its pages
+                elif generation.decode is not None and not generation.is_handed_off:
+                    self._quarantine(generation, source=replica, target=generation.decode)
                 self._let_go(generation, replica)
                 self.abort(generation)
+        for pair in [pair for pair in self._quarantined if pair[1] == (replica.name, replica.epoch)]:
+            del self._quarantined[pair]
 
     async def probe(self, replica: Replica, *, target: Replica | None = None) -> None:
         """Sends real tokens through `replica`, and by hand-off to `target` where given; ClusterError on refusal."""
@@ -232,11 +238,11 @@ class Dispatcher:
             "target pages stay out of use: request_id=%016x source=%s target=%s",
             *(generation.request_id, source.name, target.name),
         )
-        self._quarantined[source.name, target.name].append(generation.request_id)
+        self._quarantined[_pair(source, target)].append(generation.request_id)
 
     def release_quarantined(self, source: Replica, target: Replica) -> None:
         """`target` has closed the writer `source`: what failed hand-offs between them kept may be used again."""
-        for request_id in self._quarantined.pop((source.name, target.name), []):
+        for request_id in self._quarantined.pop(_pair(source, target), []):
             _release(request_id, on=target)
 
     def _on_refused(self, generation: Generation, replica: Replica, refused: control_pb2.Refused) -> None:
@@ -299,6 +305,10 @@ class Dispatcher:
         shape, engine = replica.plan.shape, replica.plan.engine
         capacity = engine.kv_tokens * shape.attention.cp * shape.attention.dp
         return capacity - self.held_tokens(replica), -replica.plan.index
+
+
+def _pair(source: Replica, target: Replica) -> _Pair:
+    return (source.name, source.epoch), (target.name, target.epoch)
 
 
 def _release(request_id: int, *, on: Replica) -> None:

@@ -7,15 +7,15 @@ from parallel.topology import ReplicaPlan
 from parallel.wire import sizes_to_wire
 from proto import control_pb2
 
-_Key = tuple[str, str, int]  # order, replica, epoch
-
 
 class PeerOrders:
     """The orders to one replica that are not answered yet."""
 
     def __init__(self, send: Callable[[control_pb2.ToReplica], None]) -> None:
         self._send = send
-        self._waiting: dict[_Key, asyncio.Future[list[bytes]]] = {}
+        self._waiting: dict[int, asyncio.Future[list[bytes]]] = {}
+        self._last_id = 0
+        self._error: Exception | None = None
 
     async def open_writer(self, replica: str, *, epoch: int) -> list[bytes]:
         """Decode: `replica` will write here. Returns the endpoints that its ranks connect to, by this one's ranks."""
@@ -45,12 +45,13 @@ class PeerOrders:
 
     def take(self, answered: control_pb2.PeerAnswered) -> None:
         """What the replica's leader answers; one that nobody waits for changes nothing."""
-        future = self._waiting.pop((answered.order, answered.replica, answered.epoch), None)
+        future = self._waiting.pop(answered.order_id, None)
         if future is not None and not future.done():
             future.set_result(list(answered.endpoints))
 
     def fail(self, error: Exception) -> None:
-        """The stream has ended: nothing is answered any more."""
+        """The stream has ended: nothing is answered any more, and every order from now on fails with `error`."""
+        self._error = error
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             if not future.done():
@@ -58,9 +59,11 @@ class PeerOrders:
                 future.exception()  # seen: whoever asked may have gone
 
     async def _ask(self, order: control_pb2.PeerOrder) -> list[bytes]:
-        key = (str(order.WhichOneof("order")), order.replica, order.epoch)
-        future = self._waiting.get(key)
-        if future is None:
-            future = self._waiting[key] = asyncio.get_running_loop().create_future()
+        if self._error is not None:
+            raise self._error
+        self._last_id += 1
+        order.order_id = self._last_id
+        future: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
+        self._waiting[order.order_id] = future
         self._send(control_pb2.ToReplica(peer_order=order))
-        return await asyncio.shield(future)
+        return await future

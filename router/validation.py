@@ -63,7 +63,8 @@ class RequestValidator:
             ids = self._in_vocabulary("token_ids.ids", request.token_ids.ids)
         elif kind == "text":
             self._check_size("text", request.text)
-            ids = self._embedded(self.text.encode(request.text), {"text": request.text})
+            sources = {"text": request.text, "what the tokenizer adds to text": ""}
+            ids = self._embedded(self.text.encode(request.text), sources)
         else:
             ids = self._chat_ids(request.chat)
         if not ids:

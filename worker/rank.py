@@ -56,6 +56,7 @@ class RankProcess:
         self._inbox: Inbox = queue.SimpleQueue()
         self._runtime: RankRuntime | None = None
         self._store: TCPStore | None = None
+        self._prefix = ""  # of the epoch's keys in the store
         self._num_orders = 0  # received; counted by the reader thread alone
         self._order = 0  # the one that the current runtime was built by
 
@@ -111,27 +112,28 @@ class RankProcess:
     def _take_order(self, order: "_Order") -> None:
         """Closes what is there, then builds what the order asks for, if anything."""
         self._order = order.number
-        if self._runtime is not None:
-            self._end_epoch(self._runtime)
+        self._end_epoch()
         if order.assign is not None:
             self._assign(order.assign)
 
-    def _end_epoch(self, runtime: RankRuntime) -> None:
-        """Nothing of an epoch outlives it: its KV alone may be most of the memory."""
-        runtime.close()
-        self._runtime = None
-        if self._store is not None:
-            forget_keys(self._store, prefix=f"{runtime.store_prefix}/")
+    def _end_epoch(self) -> None:
+        """Nothing of an epoch outlives it, nor of one that could not be built: its KV may be most of the memory."""
+        if self._runtime is not None:
+            self._runtime.close()
+            self._runtime = None
+        if self._store is not None and self._prefix:
+            forget_keys(self._store, prefix=f"{self._prefix}/")
         # What refers to itself in a circle, a traceback for one, is not seen by the count of references.
         gc.collect()
 
     def _assign(self, message: control_pb2.AssignRank) -> None:
         started = time.perf_counter()
         assignment, rank = message.assignment, message.global_rank
+        self._prefix = store_prefix(assignment)
         self._runtime = RankRuntime(
             assignment,
             global_rank=rank,
-            store=PrefixStore(store_prefix(assignment), self._connect_store(assignment, rank=rank)),
+            store=PrefixStore(self._prefix, self._connect_store(assignment, rank=rank)),
             inbox=self._inbox,
             tell_launcher=partial(self._tell_of, assignment),
             fail=partial(self._fail_of, self._order),

@@ -84,11 +84,12 @@ class RankRuntime:
 
     def to_leader(self, message: control_pb2.ToReplica) -> None:
         """Hands a message of the router to the leader; ValueError where this rank is not it. A stale one is dropped."""
+        leader = self._leader  # once: the main thread may be closing this
         if message.epoch != self._assignment.epoch or self._is_closed:
             return
-        if self._leader is None:
+        if leader is None:
             raise ValueError(f"rank {self._coordinates.global_rank} of {self._assignment.replica} is not its leader")
-        self._leader.put(message)
+        leader.put(message)
 
     def handle(self, message: step_pb2.ToMember) -> None:
         """Takes one message of the leader: runs a step, or hands on an order about a hand-off's other side."""
@@ -105,16 +106,12 @@ class RankRuntime:
         if self._is_closed:
             return
         self._is_closed = True
-        for part in (self._leader, self._results, self._star, self._groups, self._handoff):
+        # The hand-off before the star: it still reports what it finishes.
+        for part in (self._leader, self._results, self._handoff, self._star, self._groups):
             if part is not None:
                 part.close()
         # What these were given refers back to this object: they end here, and not when a circle is found.
         self._leader = self._groups = self._handoff = self._runner = None
-
-    @property
-    def store_prefix(self) -> str:
-        """What all keys of this epoch in the replica's store begin with."""
-        return store_prefix(self._assignment)
 
     def _report(self, message: step_pb2.FromMember) -> None:
         assert self._star is not None

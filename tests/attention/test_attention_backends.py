@@ -103,7 +103,16 @@ def test_what_lies_behind_the_last_position_does_not_matter(make_backend: MakeBa
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize(
-    "entry", [(1, 9, CAUSAL), (5, 21, CAUSAL), (40, 64, CAUSAL), (300, 310, CAUSAL), (12, 33, FULL)]
+    "entry",
+    [
+        (1, 9, CAUSAL),
+        (5, 21, CAUSAL),
+        (40, 64, CAUSAL),
+        (300, 310, CAUSAL),
+        (12, 33, FULL),
+        (40, 41, CAUSAL),
+        (12, 1, FULL),
+    ],
 )
 def test_a_row_that_holds_no_numbers_is_seen_by_those_that_see_it_and_changes_no_other(
     make_backend: MakeBackend, entry: tuple[int, int, bool], which: int, broken: float
@@ -114,7 +123,7 @@ def test_a_row_that_holds_no_numbers_is_seen_by_those_that_see_it_and_changes_no
     backend = make_backend(spec)
     before = backend.plan(case.rows).run(case.q, case.kv)
     num_rows, kv_len, causal = entry
-    for position in {kv_len - 1, kv_len - num_rows // 2 - 1, max(kv_len - num_rows - 1, 0)}:
+    for position in {max(kv_len - 1 - ahead, 0) for ahead in (0, num_rows // 2, num_rows)}:
         kv = case.kv.clone()
         where = KvWrite(
             pages=torch.tensor([case.rows[1].page_table[position // 16]]), offsets=torch.tensor([position % 16])

@@ -452,3 +452,43 @@ def test_a_start_that_would_break_ranks_is_refused_and_gives_its_reservation_bac
     assert [event.WhichOneof("event") for event in leader.take_events()][:2] == ["reserved", "refused"]
     assert leader.is_idle
     leader.check_integrity()
+
+
+def test_pages_that_were_found_wrong_are_found_by_nobody_whoever_computed_them_and_whenever_it_is_seen() -> None:
+    """The first is aborted before its own flag comes, the second finds its pages and is flagged for it, the third has
+    ended by a stop token when the step behind it is flagged.
+    """
+    shape = ReplicaShape(attention=AttentionSizes(), experts=None)
+    settings_ = EngineSettings(page_size=4, max_batch_tokens=8, max_sequences=3, kv_tokens=96)
+    leader = Leader(shape=shape, settings=settings_)
+
+    def submit(request_id: int, prompt_ids: range, *, new: int = 2) -> int:
+        message = control_pb2.Submit(
+            request_id=request_id, prompt_ids=prompt_ids, max_new_tokens=new, stop_token_ids=[STOP]
+        )
+        leader.handle(control_pb2.ToReplica(submit=message))
+        admitted = [event.admitted for event in leader.take_events() if event.WhichOneof("event") == "admitted"]
+        return admitted[-1].cached_tokens
+
+    def answer(plan: step_pb2.StepPlan | None, *, tokens: list[int], is_finite: bool = True) -> None:
+        assert plan is not None
+        slots = [chunk.slot for chunk in plan.chunks if chunk.sample]
+        not_finite = [] if is_finite else slots
+        result = step_pb2.StepResult(step_id=plan.step_id, slots=slots, token_ids=tokens, not_finite=not_finite)
+        leader.handle_result(result)
+
+    assert submit(1, range(20)) == 0
+    plan = leader.next_plan()
+    leader.handle(control_pb2.ToReplica(abort=control_pb2.Abort(request_id=1)))
+    answer(plan, tokens=[])
+    assert submit(2, range(12)) == 8
+    answer(leader.next_plan(), tokens=[0], is_finite=False)
+    assert submit(3, range(12)) == 0
+    first, second = leader.next_plan(), leader.next_plan()  # 8 and 4 of its tokens
+    third = None
+    answer(first, tokens=[])
+    third = leader.next_plan()
+    answer(second, tokens=[STOP])
+    answer(third, tokens=[0], is_finite=False)
+    assert submit(4, range(12)) == 0
+    leader.check_integrity()

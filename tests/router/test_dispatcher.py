@@ -14,7 +14,7 @@ from parallel.shape import AttentionSizes, ReplicaShape
 from parallel.topology import Placement, ReplicaPlan
 from proto import control_pb2, step_pb2
 from router.dispatcher import Dispatcher
-from router.errors import OverloadedError
+from router.errors import ClusterError, OverloadedError
 from router.generation import FailedEvent, FinishedEvent, Generation, GenerationRequest, TokensEvent
 from worker.engine.leader import Leader
 
@@ -322,3 +322,30 @@ def test_target_pages_of_a_write_that_may_still_land_are_used_again_when_the_wri
     assert service.dispatcher.num_held == int(may_land)
     assert decode.leader.is_idle is not may_land
     service.settle()
+
+
+def test_what_a_prefill_replica_was_writing_to_decode_stays_reserved_until_decode_has_closed_it() -> None:
+    service = Service(("prefill", "decode"), seed=0)
+    prefill, decode = service.replicas
+    generation = handed_off(service)
+    service.dispatcher.fail_on(prefill, ClusterError("it is gone"))
+    run_until_quiet([decode], service.dispatcher)
+    client = Client(generation)
+    client.read()
+    assert client.end == "failed: it is gone"
+    assert service.dispatcher.num_held == 1 and not decode.leader.is_idle
+    service.dispatcher.release_quarantined(prefill, decode)
+    run_until_quiet([decode], service.dispatcher)
+    assert service.dispatcher.num_held == 0 and decode.leader.is_idle
+
+
+def test_nothing_is_kept_out_of_use_at_a_decode_replica_that_is_gone() -> None:
+    service = Service(("prefill", "decode"), seed=0)
+    prefill, decode = service.replicas
+    generation = handed_off(service)
+    service.dispatcher.fail_on(decode, ClusterError("it is gone"))
+    run_until_quiet([prefill], service.dispatcher)
+    client = Client(generation)
+    client.read()
+    assert client.end == "failed: it is gone"
+    assert service.dispatcher.num_held == 0 and prefill.leader.is_idle

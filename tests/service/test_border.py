@@ -6,8 +6,9 @@ import json
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +106,14 @@ class Gate:
     def __init__(self, encode: Callable[..., list[int]]) -> None:
         self._encode = encode
         self.entered = threading.Semaphore(0)
+        self.left = threading.Semaphore(0)
         self.is_open = threading.Event()
 
     def wait(self, text: ModelText, prompt: str) -> list[int]:
         if len(prompt) >= LONG_BYTES:
             self.entered.release()
             assert self.is_open.wait(timeout=60)
+            self.left.release()
             return [1, 2]
         return self._encode(text, prompt)
 
@@ -151,7 +154,7 @@ def test_a_second_call_of_an_id_is_refused_while_the_first_is_tokenised(stub: An
 
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
 def test_a_client_that_goes_while_it_is_tokenised_leaves_nothing(
-    router: RunningRouter, stub: Any, gate: Gate, how: str
+    router: RunningRouter, stub: Any, gate: Gate, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if how == "cancel":
         call = begun(stub, gate, request(LONG, request_id="mine"))
@@ -160,28 +163,34 @@ def test_a_client_that_goes_while_it_is_tokenised_leaves_nothing(
         call = stub.Generate(request(LONG, request_id="mine"), timeout=0.3)
         assert gate.entered.acquire(timeout=20)
         error(call)
-    while stub.Abort(inference_pb2.AbortRequest(request_id="mine")).found:
-        pass  # the server hears of it a moment later
+    deadline = time.monotonic() + 20
+    while stub.Abort(inference_pb2.AbortRequest(request_id="mine")).found:  # the server hears of it a moment later
+        assert time.monotonic() < deadline
+    submitted: list[object] = []
+    monkeypatch.setattr(router.server.dispatcher, "submit", submitted.append)
     gate.is_open.set()
-    assert router.server.dispatcher.num_held == 0
+    assert gate.left.acquire(timeout=20)
+    stub.GetModelInfo(inference_pb2.GetModelInfoRequest())  # the router's loop has turned once more
+    assert not submitted
+    monkeypatch.undo()
     assert_serves(stub)
 
 
 def test_long_texts_hold_up_no_short_one_and_are_bounded(stub: Any, gate: Gate) -> None:
-    with ThreadPoolExecutor(6) as clients:
-        calls = [clients.submit(lambda: list(stub.Generate(request(LONG, max_new_tokens=1)))) for _ in range(4)]
-        assert gate.entered.acquire(timeout=20)
-        while True:
-            try:
-                assert_serves(stub)
-            except grpc.RpcError as caught:
-                # All four are there: one more of any kind waits for nobody.
-                refused: Any = caught
-                assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-                assert "limits.max_waiting is 4" in refused.details()
-                break
+    long = request(LONG, max_new_tokens=1)
+    calls = [stub.Generate(long, timeout=60) for _ in range(5)]
+    # Four may be tokenised or wait for it; the fifth is told, whichever it is, and short ones go on.
+    refused: list[Any] = []
+    with ThreadPoolExecutor(5) as clients:
+        waiting = [clients.submit(list, call) for call in calls]
+        first = next(as_completed(waiting, timeout=20))
+        refused.append(first.exception())
+        assert_serves(stub)
         gate.is_open.set()
-        assert all(call.result()[-1].complete.usage.generated_tokens == 1 for call in calls)
+        ended = [call for call in waiting if call is not first]
+        assert all(call.result()[-1].complete.usage.generated_tokens == 1 for call in ended)
+    assert refused[0].code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "limits.max_waiting is 4" in refused[0].details()
 
 
 def test_an_unset_limit_is_what_fits_and_a_prompt_is_refused_only_where_it_itself_does_not(stub: Any) -> None:

@@ -61,6 +61,7 @@ async def _drive(
             done = until
             # Every page of decode at once: one that was lost would leave a request waiting.
             await traffic.fill(prompt_tokens=info.context_tokens - _SPARE_TOKENS, copies=_DP, timeout_s=_FILL_TIMEOUT_S)
+            await traffic.occupy(sequences=_DP * _ENGINE["max_sequences"], timeout_s=_FILL_TIMEOUT_S)
             looks.append(look(pid, requests=done))
             ends = ", ".join(f"{count} {end}" for end, count in sorted(traffic.ends.items()))
             say(f"{done} requests, {done / (time.monotonic() - started):.0f} a second: {ends}")

@@ -46,6 +46,18 @@ class Traffic:
 
         await asyncio.gather(*(one() for _ in range(copies)))
 
+    async def occupy(self, *, sequences: int, timeout_s: float) -> None:
+        """So many short requests at once, each of which needs a slot of its own."""
+
+        async def one() -> None:
+            asked = self._request(self._tokens(8), new_tokens=_MOST_NEW_TOKENS)
+            asked.sampling.ignore_eos = True
+            del asked.sampling.stop[:], asked.sampling.stop_token_ids[:]
+            async for _ in self._stub.Generate(asked, timeout=timeout_s):
+                pass
+
+        await asyncio.gather(*(one() for _ in range(sequences)))
+
     async def _one(self) -> None:
         way = self._chance.choices(list(_WAYS), weights=list(_WAYS.values()))[0]
         asked = self._request(self._prompt(), new_tokens=self._chance.randint(1, _MOST_NEW_TOKENS))

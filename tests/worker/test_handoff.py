@@ -39,6 +39,7 @@ class InProcessTransport:
 
     def __init__(self) -> None:
         self.peers: list[str] = []
+        self.num_connects = 0
         self.is_closed = False
         self.still: set[str] = set()
         self.refusing: set[str] = set()
@@ -47,6 +48,7 @@ class InProcessTransport:
         self._pending: dict[int, str] = {}
 
     def connect(self, endpoint: control_pb2.Endpoint) -> str:
+        self.num_connects += 1
         self.peers.append(endpoint.agent.decode())
         return self.peers[-1]
 
@@ -86,6 +88,8 @@ class Side:
         self.transport = InProcessTransport()
         self.reports: queue.Queue[step_pb2.FromMember] = queue.Queue()
         self.errors: list[BaseException] = []
+        self.unanswered: list[int] = []
+        self.num_answered = 0
         self.thread = HandoffSender(
             self.transport,
             source=HandoffSource(
@@ -104,7 +108,9 @@ class Side:
             fail=self.errors.append,
         )
 
-    def meet(self, target: np.ndarray[tuple[int, ...], np.dtype[np.float32]], *, epoch: int) -> None:
+    def meet(
+        self, target: np.ndarray[tuple[int, ...], np.dtype[np.float32]], *, epoch: int, waits: bool = True
+    ) -> None:
         """Makes the decode replica with `target` as its memory known."""
         endpoint = control_pb2.Endpoint(
             agent=f"epoch {epoch}".encode(), base_address=target.ctypes.data, layer_bytes=target[0].nbytes
@@ -112,13 +118,20 @@ class Side:
         connect = control_pb2.ConnectTarget(
             sizes=sizes_to_wire(SHAPE), page_size=PAGE, endpoints=[endpoint.SerializeToString()]
         )
-        self.thread.take(control_pb2.PeerOrder(replica="decode/0", epoch=epoch, connect_target=connect))
-        assert self.reports.get(timeout=10).peer_answer.order == "connect_target"
+        self.order(control_pb2.PeerOrder(replica="decode/0", epoch=epoch, connect_target=connect))
+        if waits:
+            self.assert_answered()
 
     def forget(self, *, epoch: int, is_dead: bool = False) -> None:
         """Orders that the decode replica be forgotten."""
         forget = control_pb2.ForgetTarget(is_dead=is_dead)
-        self.thread.take(control_pb2.PeerOrder(replica="decode/0", epoch=epoch, forget_target=forget))
+        self.order(control_pb2.PeerOrder(replica="decode/0", epoch=epoch, forget_target=forget))
+
+    def order(self, order: control_pb2.PeerOrder) -> None:
+        """Gives an order; each has a number of its own."""
+        self.unanswered.append(len(self.unanswered) + self.num_answered + 1)
+        order.order_id = self.unanswered[-1]
+        self.thread.take(order)
 
     def send(self, request_id: int, *, epoch: int, layers: range) -> None:
         """Two pages of a sequence, 0 and 1 here, 3 and 2 there, in `layers`."""
@@ -150,9 +163,10 @@ class Side:
         assert report.WhichOneof("message") == "writes_failed", report
         return report.writes_failed
 
-    def assert_forgotten(self, *, epoch: int) -> None:
-        answer = self.reports.get(timeout=10).peer_answer
-        assert (answer.order, answer.replica, answer.epoch) == ("forget_target", "decode/0", epoch)
+    def assert_answered(self) -> None:
+        """The next report answers the oldest order that has no answer yet."""
+        assert self.reports.get(timeout=10).peer_answer.order_id == self.unanswered.pop(0)
+        self.num_answered += 1
 
     def assert_silent(self) -> None:
         """Nothing is reported, for as long as one may wait."""
@@ -183,7 +197,7 @@ def test_nothing_is_kept_of_twenty_epochs_that_were_forgotten() -> None:
         side.send(epoch, epoch=epoch, layers=range(MODEL.num_layers))
         assert side.report().request_id == epoch
         side.forget(epoch=epoch)
-        side.assert_forgotten(epoch=epoch)
+        side.assert_answered()
         assert not side.transport.peers
     side.thread.close()
     for target in targets:
@@ -195,7 +209,7 @@ def test_what_is_left_for_a_forgotten_epoch_is_not_written_and_ends_its_hand_off
     side, old, new = Side(), memory(), memory()
     side.meet(old, epoch=1)
     side.forget(epoch=1)
-    side.assert_forgotten(epoch=1)
+    side.assert_answered()
     side.meet(new, epoch=2)
     side.send(2, epoch=1, layers=range(MODEL.num_layers))
     assert "not there any more" in side.failure().reason
@@ -218,9 +232,28 @@ def test_a_target_is_forgotten_only_when_no_write_to_it_is_under_way() -> None:
     assert side.report().request_id == 2
     side.transport.still.clear()
     assert side.report().request_id == 1
-    side.assert_forgotten(epoch=1)
+    side.assert_answered()
     side.thread.close()
     assert not side.errors
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_target_that_is_connected_again_is_so_when_no_write_to_it_is_under_way(forgets: bool) -> None:
+    side, old, new = Side(), memory(), memory()
+    side.meet(old, epoch=1)
+    side.transport.still.add("epoch 1")
+    side.send(1, epoch=1, layers=range(MODEL.num_layers))
+    if forgets:
+        side.forget(epoch=1)
+    side.meet(new, epoch=1, waits=False)
+    side.forget(epoch=1)
+    side.assert_silent()
+    side.transport.still.clear()
+    assert side.report().request_id == 1
+    for _ in range(2 + forgets):
+        side.assert_answered()
+    side.thread.close()
+    assert not side.errors and not side.transport.peers
 
 
 def test_a_target_known_to_be_dead_is_forgotten_at_once_and_its_hand_offs_end() -> None:
@@ -233,7 +266,8 @@ def test_a_target_known_to_be_dead_is_forgotten_at_once_and_its_hand_offs_end() 
     side.forget(epoch=1, is_dead=True)
     assert "dead" in side.failure().reason
     assert not side.report().may_land
-    side.assert_forgotten(epoch=1)
+    side.assert_answered()
+    side.assert_answered()
     side.thread.close()
     assert not side.errors and not side.transport.peers
 
@@ -274,8 +308,10 @@ def test_a_write_that_fails_ends_its_own_hand_off_and_the_next_one_connects_anew
     assert (done.request_id, done.may_land) == (1, may_land)
     assert np.array_equal(targets[1][:, [3, 2]], side.kv[:, [0, 1]])
     break_it(side.transport).clear()
+    before = side.transport.num_connects
     side.send(3, epoch=1, layers=range(MODEL.num_layers))
     assert side.report().bytes == 2 * side.kv[:, 0].nbytes
+    assert side.transport.num_connects == before + 1
     side.thread.close()
     assert np.array_equal(targets[0][:, [3, 2]], side.kv[:, [0, 1]])
     assert not side.errors and sorted(side.transport.peers) == ["epoch 1", "epoch 2"]

@@ -124,7 +124,7 @@ class Coordinate:
             self.pages.publish(sequence.request_id, sequence.page_keys.digests[first:last], first=first)
 
     def withdraw(self, sequence: Sequence) -> None:
-        """What `sequence` computed is not to be trusted: no other finds it from now on."""
+        """What `sequence` computed or found is not to be trusted: no other finds it from now on."""
         sequence.page_keys = None
         self.pages.withdraw(sequence.request_id)
 

@@ -110,6 +110,8 @@ class Leader:
         step.silent.remove(result.global_rank)
         for index, (slot, token_id) in enumerate(zip(result.slots, result.token_ids, strict=True)):
             sequence = step.by_slot[slot]
+            if slot in result.not_finite:
+                self._coordinates[sequence.dp].withdraw(sequence)
             if sequence.finish_reason:
                 continue
             if result.logits:
@@ -308,11 +310,10 @@ class Leader:
         self._tokens.token_ids.append(token_id)
 
     def _break(self, sequence: Sequence) -> None:
-        """Ends a sequence whose logits hold no numbers; what it computed is found by nobody any more."""
+        """Ends a sequence whose logits hold no numbers."""
         place = len(sequence.tokens) - sequence.num_prompt_tokens
         message = f"the model's logits for output token {place} hold NaN or infinity"
         self._fail(sequence, message, kind=control_pb2.FAILURE_KIND_NOT_FINITE)
-        self._coordinates[sequence.dp].withdraw(sequence)
 
     def _fail(self, sequence: Sequence, message: str, *, kind: control_pb2.FailureKind) -> None:
         sequence.finish_reason = "failed"

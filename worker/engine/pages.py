@@ -82,7 +82,6 @@ class CoordinatePages:
         self._cache = PrefixCache(cp=cp)
         self._tables: dict[int, list[PagePlace]] = {}
         self._shared: dict[int, dict[int, bytes]] = {}  # of a table's pages by index, those that the cache has
-        self._published: dict[int, list[bytes]] = {}  # those of its pages in the cache that a request computed itself
         self._promised: dict[int, list[int]] = {}
         self._promised_total = [0] * cp
 
@@ -131,11 +130,12 @@ class CoordinatePages:
             if index not in shared and self._cache.publish(digest, place):
                 self._allocators[place.coordinate].hand_over(request_id, place.page)
                 shared[index] = digest
-                self._published.setdefault(request_id, []).append(digest)
 
     def withdraw(self, request_id: int) -> None:
-        """Nobody finds the pages any more that the request published; those that read them go on reading."""
-        self._cache.withdraw(self._published.get(request_id, ()))
+        """Nobody finds the pages of the request's table any more, whoever computed them: one that was found may be what
+        is wrong. Those that read them go on reading.
+        """
+        self._cache.withdraw(self._shared[request_id].values())
 
     def take(self, request_id: int, coordinate: int) -> PagePlace:
         """A page on `coordinate`, out of what was promised, appended to the request's table."""
@@ -193,7 +193,6 @@ class CoordinatePages:
         for index, place in enumerate(self._tables.pop(request_id)):
             if index not in shared:
                 self._allocators[place.coordinate].give_back(request_id, [place.page])
-        self._published.pop(request_id, None)
         for place in self._cache.release([shared[index] for index in sorted(shared)]):
             self._allocators[place.coordinate].evict(place.page)
 

@@ -15,11 +15,5 @@ class PeerAnswers:
 
     def give(self, order: control_pb2.PeerOrder, *, endpoint: bytes = b"") -> None:
         """Says that `order` is carried out; `endpoint` is what an open_writer made."""
-        answer = step_pb2.PeerAnswer(
-            global_rank=self.global_rank,
-            replica=order.replica,
-            epoch=order.epoch,
-            order=order.WhichOneof("order"),
-            endpoint=endpoint,
-        )
+        answer = step_pb2.PeerAnswer(global_rank=self.global_rank, order_id=order.order_id, endpoint=endpoint)
         self.report(step_pb2.FromMember(peer_answer=answer))

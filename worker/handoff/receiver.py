@@ -33,7 +33,7 @@ class HandoffReceiver:
         self._answers = PeerAnswers(global_rank=global_rank, report=report)
         self._fail = fail
         self._inbox: queue.SimpleQueue[control_pb2.PeerOrder | None] = queue.SimpleQueue()
-        self._has_writers = False
+        self._writers: set[PeerEpoch] = set()
         self._thread = threading.Thread(target=self._run, name="handoff", daemon=True)
         self._thread.start()
 
@@ -61,16 +61,17 @@ class HandoffReceiver:
     def _take(self) -> bool:
         """Waits a moment for an order; False when closed."""
         try:
-            order = self._inbox.get(timeout=_POLL_S if self._has_writers else None)
+            order = self._inbox.get(timeout=_POLL_S if self._writers else None)
         except queue.Empty:
             return True
         if order is None:
             return False
         writer = PeerEpoch(order.replica, order.epoch)
         if order.WhichOneof("order") == "open_writer":
-            self._has_writers = True
+            self._writers.add(writer)
             self._answers.give(order, endpoint=self._transport.open(writer).SerializeToString())
         else:
+            self._writers.discard(writer)
             self._transport.close_writer(writer)
             self._answers.give(order)
         return True

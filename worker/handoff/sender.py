@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 
@@ -52,7 +51,7 @@ class _Target:
     planner: HandoffPlanner
     names: dict[int, str] = field(default_factory=dict)
     under_way: dict[int, int] = field(default_factory=dict)  # writes by rank
-    forgotten: Callable[[], None] | None = None  # told when nothing is under way, where it is to be forgotten
+    next_orders: list[control_pb2.PeerOrder] = field(default_factory=list)  # once nothing is under way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +115,8 @@ class HandoffSender:
         self._thread.start()
 
     def take(self, order: control_pb2.PeerOrder) -> None:
-        """connect_target: hand-offs may follow, it takes the place of what was known of that epoch. forget_target:
-        nothing is written there from now on. Each is answered when it is carried out.
+        """connect_target: hand-offs may follow. forget_target: nothing is written there from now on. Each is answered
+        when it is carried out: in their order, and for a target that is known when no write to it is under way.
         """
         self._inbox.put(order)
 
@@ -169,17 +168,17 @@ class HandoffSender:
     # ---- targets ----
 
     def _take_order(self, order: control_pb2.PeerOrder) -> None:
-        key, answer = PeerEpoch(order.replica, order.epoch), partial(self._answers.give, order)
-        if order.WhichOneof("order") == "connect_target":
-            self._targets[key] = _Target(planner=HandoffPlanner(self._source, target=order.connect_target))
-            answer()
-        elif key not in self._targets:
-            answer()  # it was never here, or is forgotten already
-        else:
-            target = self._targets[key]
-            target.forgotten = answer
+        key = PeerEpoch(order.replica, order.epoch)
+        target = self._targets.get(key)
+        if target is not None:
+            # What is known of it goes first, and only when no write to it is under way.
+            target.next_orders.append(order)
             if order.forget_target.is_dead:
                 self._give_up(target)
+            return
+        if order.WhichOneof("order") == "connect_target":
+            self._targets[key] = _Target(planner=HandoffPlanner(self._source, target=order.connect_target))
+        self._answers.give(order)
 
     def _give_up(self, target: _Target) -> None:
         """Nothing can land at a dead target, whatever its transport waits for."""
@@ -190,12 +189,21 @@ class HandoffSender:
         target.under_way.clear()
 
     def _forget(self) -> None:
-        for key, target in list(self._targets.items()):
-            if target.forgotten is not None and not any(target.under_way.values()):
-                del self._targets[key]
-                for name in target.names.values():
-                    self._transport.disconnect(name)
-                target.forgotten()
+        """Gives up targets that have orders waiting and no write under way, and carries the orders out: one may be
+        about a target that the one before it has made known again.
+        """
+        while (key := self._next_to_forget()) is not None:
+            target = self._targets.pop(key)
+            for name in target.names.values():
+                self._transport.disconnect(name)
+            for order in target.next_orders:
+                self._take_order(order)
+
+    def _next_to_forget(self) -> PeerEpoch | None:
+        for key, target in self._targets.items():
+            if target.next_orders and not any(target.under_way.values()):
+                return key
+        return None
 
     # ---- writes ----
 
@@ -226,7 +234,7 @@ class HandoffSender:
         """Begins the chunk's writes in `layers`, unless it has failed before; WriteFailedError where one cannot be."""
         if chunk.failure:
             return
-        if chunk.target is None or chunk.target.forgotten is not None:
+        if chunk.target is None or chunk.target.next_orders:
             raise WriteFailedError("its target is not there any more")
         for planned in chunk.planned:
             runs = chunk.target.planner.runs(planned, layers=layers)
@@ -239,7 +247,11 @@ class HandoffSender:
         if rank not in target.names:
             target.names[rank] = self._transport.connect(endpoint)
         started = time.perf_counter()
-        handle = self._transport.write(target.names[rank], runs, target_device=endpoint.device)
+        try:
+            handle = self._transport.write(target.names[rank], runs, target_device=endpoint.device)
+        except WriteFailedError:
+            self._drop_broken(target, rank)
+            raise
         target.under_way[rank] = target.under_way.get(rank, 0) + 1
         return _Write(handle=handle, rank=rank, started=started)
 
@@ -272,9 +284,13 @@ class HandoffSender:
         target = chunk.target
         assert target is not None
         target.under_way[write.rank] -= 1
-        # A connection that has failed stays so; the next write makes a new one.
-        if chunk.may_land and not target.under_way[write.rank] and write.rank in target.names:
-            self._transport.disconnect(target.names.pop(write.rank))
+        if chunk.may_land:
+            self._drop_broken(target, write.rank)
+
+    def _drop_broken(self, target: _Target, rank: int) -> None:
+        """A connection that has failed stays so; once no write is under way on it, the next one makes a new one."""
+        if not target.under_way.get(rank) and rank in target.names:
+            self._transport.disconnect(target.names.pop(rank))
 
     def _give_up_chunk(self, key: tuple[int, int], reason: str) -> None:
         """Ends the hand-off, once: the rest of the chunk is not written, what is under way is still looked after."""

@@ -120,11 +120,7 @@ class MockReplica:
     def _obey(self, order: control_pb2.PeerOrder) -> None:
         """Every rank answers at once: nothing is ever written."""
         for rank in range(self._world_size):
-            self._leader.handle_peer_answer(
-                step_pb2.PeerAnswer(
-                    global_rank=rank, replica=order.replica, epoch=order.epoch, order=order.WhichOneof("order")
-                )
-            )
+            self._leader.handle_peer_answer(step_pb2.PeerAnswer(global_rank=rank, order_id=order.order_id))
 
     def _go_on(self) -> None:
         while self._leader.can_plan and (plan := self._leader.next_plan()) is not None:
