@@ -19,7 +19,9 @@ def run(
     arguments: Sequence[object], *, path: str | None = None, cwd: Path | None = None
 ) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, **({"PATH": path} if path is not None else {})}
-    environment.pop("CXX", None)
+    # What `make test` itself hands down: a make under it would announce the folders that it enters.
+    for name in ("CXX", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+        environment.pop(name, None)
     command = list(map(str, arguments))
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
