@@ -277,7 +277,7 @@ def test_a_decode_reservation_is_named_waits_for_room_and_is_freed_by_release_on
 
 
 @pytest.mark.parametrize("cp", [1, 2, 4])
-def test_pages_of_a_prompt_are_spread_over_the_coordinates(cp: int) -> None:
+def test_pages_of_a_prompt_are_spread_over_the_cp_ranks(cp: int) -> None:
     shape = ReplicaShape(attention=AttentionSizes(cp=cp), experts=None)
     settings_ = EngineSettings(page_size=4, max_batch_tokens=24, max_sequences=4, kv_tokens=400)
     ranks = SimulatedRanks(Leader(shape=shape, settings=settings_), shape=shape, settings_=settings_, seed=0)
@@ -287,7 +287,7 @@ def test_pages_of_a_prompt_are_spread_over_the_coordinates(cp: int) -> None:
     while ranks.plan():
         pass
     (sequence,) = ranks.leader.sequences()
-    held = [place.coordinate for place in ranks.leader._coordinates[0].pages.table(1)]
+    held = [place.coordinate for place in ranks.leader._dp_states[0].pages.table(1)]
     pages = -(-sequence.planned_tokens // 4)
     assert len(held) == pages
     assert max(held.count(index) for index in range(cp)) <= -(-pages // cp) + 2
@@ -303,7 +303,7 @@ def test_a_prompt_that_fits_an_empty_pool_is_admitted_over_a_warm_cache_too() ->
         assert request_id in ranks.ended
 
 
-def test_a_shared_first_page_does_not_draw_all_sequences_to_one_coordinate() -> None:
+def test_a_shared_first_page_does_not_draw_all_sequences_to_one_dp_coordinate() -> None:
     shape = ReplicaShape(attention=AttentionSizes(dp=4), experts=None)
     settings_ = EngineSettings(page_size=4, max_batch_tokens=64, max_sequences=64, kv_tokens=8000)
     ranks = SimulatedRanks(Leader(shape=shape, settings=settings_), shape=shape, settings_=settings_, seed=0)
@@ -357,7 +357,7 @@ def test_new_pages_beside_a_prefix_that_lies_unevenly_stay_within_what_was_promi
     ranks = SimulatedRanks(Leader(shape=shape, settings=settings_), shape=shape, settings_=settings_, seed=0)
     ranks.submit(control_pb2.Submit(request_id=1, prompt_ids=range(90), max_new_tokens=2))
     ranks.settle()
-    # Six pages of the first chunk lie on one coordinate, and chunks of 21 pages leave one over each time.
+    # Six pages of the first chunk lie on one cp rank, and chunks of 21 pages leave one over each time.
     prompt_ids = [*range(24), *range(1000, 1000 + 84 * 7)]
     ranks.submit(control_pb2.Submit(request_id=2, prompt_ids=prompt_ids, max_new_tokens=1))
     ranks.settle()

@@ -1,4 +1,4 @@
-"""Context capacity grows with cp: a coordinate holds its part of a sequence's pages and at most two more."""
+"""Context capacity grows with cp: a cp rank holds its part of a sequence's pages and at most two more."""
 
 import pytest
 
@@ -19,12 +19,12 @@ def ranks(cp: int) -> SimulatedRanks:
 
 
 def held(running: SimulatedRanks) -> list[int]:
-    """Pages that each coordinate has given away, while everything is still there."""
+    """Pages that each cp rank has given away, while everything is still there."""
     return [allocator.num_pages - allocator.num_free for allocator in running.leader.allocators()]
 
 
 def prefilled(lengths: tuple[int, ...], *, cp: int) -> list[int]:
-    """Pages of each coordinate when all prompts are computed and none has been handed off."""
+    """Pages of each cp rank when all prompts are computed and none has been handed off."""
     running = ranks(cp)
     for request_id, length in enumerate(lengths, 1):
         # Each begins with a token of its own: shared pages would be counted once.
@@ -39,7 +39,7 @@ def prefilled(lengths: tuple[int, ...], *, cp: int) -> list[int]:
 
 
 def reserved(lengths: tuple[int, ...], *, cp: int) -> list[int]:
-    """Pages of each coordinate when all are reserved in decode."""
+    """Pages of each cp rank when all are reserved in decode."""
     running = ranks(cp)
     for request_id, length in enumerate(lengths, 1):
         reserve = control_pb2.Reserve(request_id=request_id, prompt_tokens=length, max_new_tokens=16)
@@ -49,7 +49,7 @@ def reserved(lengths: tuple[int, ...], *, cp: int) -> list[int]:
 
 @pytest.mark.parametrize("lengths", [LONG, SHORT], ids=["several chunks", "64 short prompts"])
 @pytest.mark.parametrize("pages", [prefilled, reserved], ids=["prefill", "decode"])
-def test_a_coordinate_of_four_holds_a_quarter_and_at_most_two_pages_more_for_each_sequence(
+def test_a_cp_rank_of_four_holds_a_quarter_and_at_most_two_pages_more_for_each_sequence(
     pages: object, lengths: tuple[int, ...]
 ) -> None:
     assert callable(pages)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel.handoff import PagePlace
-from worker.engine.pages import CoordinatePages, PageAllocator
+from worker.engine.pages import DpPages, PageAllocator
 
 STEPS = st.lists(st.tuples(st.sampled_from(["promise", "take", "settle", "release"]), st.integers(0, 5)), max_size=60)
 
@@ -14,7 +14,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(["promise", "take", "settle", "releas
 def test_every_page_is_free_or_has_one_owner_whatever_happens(
     steps: list[tuple[str, int]], cp: int, wanted: int
 ) -> None:
-    pages = CoordinatePages(cp=cp, num_pages=8)
+    pages = DpPages(cp=cp, num_pages=8)
     left: dict[int, list[int]] = {}
     for verb, request_id in steps:
         known = request_id in left
@@ -22,9 +22,9 @@ def test_every_page_is_free_or_has_one_owner_whatever_happens(
             pages.promise(request_id, wanted)
             left[request_id] = [wanted] * cp
         elif verb == "take" and known and any(left[request_id]):
-            coordinate = max(range(cp), key=lambda index: left[request_id][index])
-            left[request_id][coordinate] -= 1
-            assert pages.take(request_id, coordinate) == pages.table(request_id)[-1]
+            cp_rank = max(range(cp), key=lambda index: left[request_id][index])
+            left[request_id][cp_rank] -= 1
+            assert pages.take(request_id, cp_rank=cp_rank) == pages.table(request_id)[-1]
         elif verb == "settle" and known:
             pages.settle(request_id)
             left[request_id] = [0] * cp
@@ -38,15 +38,15 @@ def test_every_page_is_free_or_has_one_owner_whatever_happens(
 
 
 def test_what_was_promised_is_there_and_what_was_not_is_refused() -> None:
-    pages = CoordinatePages(cp=2, num_pages=4)
+    pages = DpPages(cp=2, num_pages=4)
     pages.promise(1, 3)
     assert not pages.fits(2)
     with pytest.raises(ValueError, match="cannot promise 2 pages"):
         pages.promise(2, 2)
     for _ in range(3):
-        pages.take(1, 0)
+        pages.take(1, cp_rank=0)
     with pytest.raises(ValueError, match="used all pages promised"):
-        pages.take(1, 0)
+        pages.take(1, cp_rank=0)
     pages.settle(1)
     assert pages.available() == [1, 4]
 

@@ -13,7 +13,7 @@ from parallel.admission import check_fits, pages_needed
 from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
 from proto import control_pb2, step_pb2
-from worker.engine.coordinate import Coordinate
+from worker.engine.dp_state import DpState
 from worker.engine.pages import PageAllocator
 from worker.engine.peer_orders import PeerOrders
 from worker.engine.prefix_cache import PageKeys
@@ -52,12 +52,12 @@ class Leader:
         self._shape = shape
         self._settings = settings
         self._revision = revision
-        self._coordinates = [
-            Coordinate(dp=dp, pp=shape.pp, sizes=shape.attention, settings=settings) for dp in range(shape.attention.dp)
+        self._dp_states = [
+            DpState(dp=dp, pp=shape.pp, sizes=shape.attention, settings=settings) for dp in range(shape.attention.dp)
         ]
         self._sequences: dict[int, Sequence] = {}
         self._waiting: deque[Sequence] = deque()
-        self._reservations = Reservations(self._coordinates, cp=shape.attention.cp)
+        self._reservations = Reservations(self._dp_states, cp=shape.attention.cp)
         self._peer_orders = PeerOrders(world_size=shape.world_size)
         self._steps: dict[int, _StepInFlight] = {}
         self._next_step_id = 0
@@ -111,7 +111,7 @@ class Leader:
         for index, (slot, token_id) in enumerate(zip(result.slots, result.token_ids, strict=True)):
             sequence = step.by_slot[slot]
             if slot in result.not_finite:
-                self._coordinates[sequence.dp].withdraw(sequence)
+                self._dp_states[sequence.dp].withdraw(sequence)
             if sequence.finish_reason:
                 continue
             if result.logits:
@@ -165,7 +165,7 @@ class Leader:
 
     def next_plan(self) -> step_pb2.StepPlan | None:
         """Plans the next step; None where no sequence has anything to do."""
-        chunks = [pair for coordinate in self._coordinates for pair in coordinate.plan_chunks()]
+        chunks = [pair for state in self._dp_states for pair in state.plan_chunks()]
         if not chunks:
             return None
         plan = step_pb2.StepPlan(step_id=self._next_step_id, leaves=self._leaves)
@@ -195,11 +195,11 @@ class Leader:
 
     def check_integrity(self) -> None:
         """AssertionError unless every page is free or owned once and, when idle, all are free."""
-        for coordinate in self._coordinates:
-            coordinate.pages.check_integrity()
+        for state in self._dp_states:
+            state.pages.check_integrity()
             if self.is_idle:  # the cache gives up whatever it has
                 expected = self._settings.num_pages * self._shape.attention.cp
-                assert coordinate.pages.num_free == expected, "an idle replica holds pages"
+                assert state.pages.num_free == expected, "an idle replica holds pages"
 
     # ---- requests ----
 
@@ -229,7 +229,7 @@ class Leader:
 
     def _try_admit(self, sequence: Sequence) -> bool:
         """Admits it where the least work is, its own that is not cached included; False where it fits nowhere."""
-        with_slot = [coordinate for coordinate in self._coordinates if coordinate.has_slot]
+        with_slot = [state for state in self._dp_states if state.has_slot]
         # Without its cached pages too: those lie as they lie, and beside them it may not fit where it would alone.
         found = [(cached, c) for c in with_slot for cached in (self._cached(c, sequence), [])]
         fitting = [
@@ -238,16 +238,16 @@ class Leader:
         if not fitting:
             return False
         size = self._settings.page_size
-        cached, coordinate = min(
+        cached, state = min(
             fitting,
             key=lambda item: (item[1].tokens_ahead - len(item[0]) * size, -item[1].pages.num_free, item[1].dp),
         )
         pages = self._pages_promised(sequence, cached)
-        coordinate.pages.promise(sequence.request_id, pages, cached=cached)
+        state.pages.promise(sequence.request_id, pages, cached=cached)
         sequence.num_joined_pages = len(cached)
         sequence.planned_tokens = len(cached) * self._settings.page_size
-        sequence.dp, sequence.slot = coordinate.dp, coordinate.take_slot()
-        self._sequences[sequence.request_id] = coordinate.running[sequence.request_id] = sequence
+        sequence.dp, sequence.slot = state.dp, state.take_slot()
+        self._sequences[sequence.request_id] = state.running[sequence.request_id] = sequence
         if sequence.handoff:
             want = control_pb2.WantTarget(request_id=sequence.request_id)
             self._emit(control_pb2.Event(want_target=want))
@@ -255,13 +255,13 @@ class Leader:
             self._emit_admitted(sequence)
         return True
 
-    def _cached(self, coordinate: Coordinate, sequence: Sequence) -> list[bytes]:
+    def _cached(self, state: DpState, sequence: Sequence) -> list[bytes]:
         """The keys of its first pages that are cached there; its last token is never among them: it is to be drawn
         from.
         """
         most = (len(sequence.tokens) - 1) // self._settings.page_size
         digests = sequence.page_keys.digests[:most] if sequence.page_keys else []
-        return digests[: coordinate.pages.num_cached(digests)]
+        return digests[: state.pages.num_cached(digests)]
 
     def _take_target(self, target: control_pb2.Target) -> None:
         sequence = self._sequences.get(target.request_id)
@@ -285,7 +285,7 @@ class Leader:
         sequence.dp, sequence.slot = reservation.dp, reservation.slot
         sequence.num_joined_pages = reservation.num_pages
         self._sequences[sequence.request_id] = sequence
-        self._coordinates[sequence.dp].running[sequence.request_id] = sequence
+        self._dp_states[sequence.dp].running[sequence.request_id] = sequence
 
     def _abort(self, request_id: int) -> None:
         for waiting in self._waiting:
@@ -328,8 +328,8 @@ class Leader:
     def _end_if_quiet(self, sequence: Sequence) -> None:
         if not sequence.finish_reason or not sequence.is_quiet:
             return
-        coordinate = self._coordinates[sequence.dp]
-        coordinate.release(sequence)
+        state = self._dp_states[sequence.dp]
+        state.release(sequence)
         self._has_freed = True
         del self._sequences[sequence.request_id]
         if sequence.joined:
@@ -339,7 +339,7 @@ class Leader:
         self._emit_ended(sequence.request_id, sequence.finish_reason, writes_may_land=sequence.writes_may_land)
 
     def _join(self, sequence: Sequence) -> step_pb2.SequenceJoin:
-        places = self._coordinates[sequence.dp].pages.table(sequence.request_id)[: sequence.num_joined_pages]
+        places = self._dp_states[sequence.dp].pages.table(sequence.request_id)[: sequence.num_joined_pages]
         join = step_pb2.SequenceJoin(slot=sequence.slot, request_id=sequence.request_id, sampling=sequence.sampling)
         join.pages.extend(control_pb2.Page(coordinate=place.coordinate, page=place.page) for place in places)
         if sequence.prefill_end < len(sequence.tokens):
@@ -351,7 +351,7 @@ class Leader:
     # ---- small parts ----
 
     def _pages_promised(self, sequence: Sequence, cached: list[bytes]) -> int:
-        """New pages a coordinate must be able to hold: of the prompt where it is handed off, of all tokens else."""
+        """New pages a cp rank must be able to hold: of the prompt where it is handed off, of all tokens else."""
         tokens = len(sequence.tokens) + (0 if sequence.handoff else sequence.max_new_tokens)
         tokens -= len(cached) * self._settings.page_size
         return pages_needed(tokens, page_size=self._settings.page_size, cp=self._shape.attention.cp)
@@ -397,7 +397,7 @@ class Leader:
     def _load(self) -> control_pb2.Load:
         queued = self._reservations.num_queued
         return control_pb2.Load(
-            free_pages=sum(coordinate.pages.num_free for coordinate in self._coordinates),
+            free_pages=sum(state.pages.num_free for state in self._dp_states),
             running=len(self._sequences) + len(self._reservations) - queued,
             waiting=len(self._waiting) + queued,
             num_steps=self._totals.num_steps,
@@ -423,8 +423,8 @@ class Leader:
 
     def allocators(self) -> Iterator[PageAllocator]:
         """The page allocators of all coordinates, for tests and reports."""
-        for coordinate in self._coordinates:
-            yield from coordinate.pages.allocators
+        for state in self._dp_states:
+            yield from state.pages.allocators
 
     def sequences(self) -> Iterator[Sequence]:
         """The admitted sequences, for tests and reports."""

@@ -1,6 +1,6 @@
-"""Who owns which page of KV memory. One `PageAllocator` a coordinate; `CoordinatePages` adds promises over cp.
+"""Who owns which page of KV memory. One `PageAllocator` a cp rank; `DpPages` adds promises over cp.
 
-A promise is what admission grants before the pages have numbers: a prompt is admitted only when every coordinate can
+A promise is what admission grants before the pages have numbers: a prompt is admitted only when every cp rank can
 hold the most that the prompt may come to hold there, and what is over returns when its chunks have settled.
 """
 
@@ -11,7 +11,7 @@ from worker.engine.prefix_cache import PrefixCache
 
 
 class PageAllocator:
-    """The pages 0..num_pages-1 of one coordinate: each is free, has exactly one owner, or is the prefix cache's."""
+    """The pages 0..num_pages-1 of one cp rank: each is free, has exactly one owner, or is the prefix cache's."""
 
     def __init__(self, num_pages: int) -> None:
         self._num_pages = num_pages
@@ -74,8 +74,8 @@ class PageAllocator:
         del self._owners[page]
 
 
-class CoordinatePages:
-    """The pages of one dp coordinate: an allocator for each cp coordinate, tables and promises by request."""
+class DpPages:
+    """The pages of one dp coordinate: an allocator for each cp rank, tables and promises by request."""
 
     def __init__(self, *, cp: int, num_pages: int) -> None:
         self._allocators = [PageAllocator(num_pages) for _ in range(cp)]
@@ -87,21 +87,21 @@ class CoordinatePages:
 
     @property
     def allocators(self) -> Sequence[PageAllocator]:
-        """One for each cp coordinate."""
+        """One for each cp rank."""
         return self._allocators
 
     @property
     def num_free(self) -> int:
-        """Pages over all coordinates that are neither owned nor promised; those that the cache would give up count."""
+        """Pages over all cp ranks that are neither owned nor promised; those that the cache would give up count."""
         return sum(self.available())
 
     def available(self) -> list[int]:
-        """For each coordinate, the pages that may still be promised."""
+        """For each cp rank, the pages that may still be promised."""
         parts = zip(self._allocators, self._cache.num_idle(), self._promised_total, strict=True)
         return [allocator.num_free + idle - promised for allocator, idle, promised in parts]
 
     def load(self) -> list[int]:
-        """For each coordinate, the pages that are owned or promised."""
+        """For each cp rank, the pages that are owned or promised."""
         return [a.num_pages - free for a, free in zip(self._allocators, self.available(), strict=True)]
 
     def num_cached(self, digests: Sequence[bytes]) -> int:
@@ -109,14 +109,14 @@ class CoordinatePages:
         return len(self._cache.match(digests))
 
     def fits(self, pages: int, *, cached: Sequence[bytes] = ()) -> bool:
-        """Whether every coordinate can promise `pages` now, beside the pages `cached` that the cache has."""
+        """Whether every cp rank can promise `pages` now, beside the pages `cached` that the cache has."""
         taken = self._cache.idle_among(cached)
         return min(free - used for free, used in zip(self.available(), taken, strict=True)) >= pages
 
     def promise(self, request_id: int, pages: int, *, cached: Sequence[bytes] = ()) -> None:
-        """Sets `pages` on every coordinate aside for `request_id`, whose table begins with the cache's `cached`."""
+        """Sets `pages` on every cp rank aside for `request_id`, whose table begins with the cache's `cached`."""
         if not self.fits(pages, cached=cached):
-            raise ValueError(f"cannot promise {pages} pages a coordinate: {self.available()} are available")
+            raise ValueError(f"cannot promise {pages} pages a cp rank: {self.available()} are available")
         self._promised[request_id] = [pages] * len(self._allocators)
         self._promised_total = [total + pages for total in self._promised_total]
         self._tables[request_id] = [self._cache.acquire(digest) for digest in cached]
@@ -137,33 +137,33 @@ class CoordinatePages:
         """
         self._cache.withdraw(self._shared[request_id].values())
 
-    def take(self, request_id: int, coordinate: int) -> PagePlace:
-        """A page on `coordinate`, out of what was promised, appended to the request's table."""
+    def take(self, request_id: int, *, cp_rank: int) -> PagePlace:
+        """A page on `cp_rank`, out of what was promised, appended to the request's table."""
         promised = self._promised[request_id]
-        if promised[coordinate] < 1:
-            raise ValueError(f"{request_id:016x} has used all pages promised to it on coordinate {coordinate}")
-        promised[coordinate] -= 1
-        self._promised_total[coordinate] -= 1
-        place = self._take(request_id, coordinate)
+        if promised[cp_rank] < 1:
+            raise ValueError(f"{request_id:016x} has used all pages promised to it on cp rank {cp_rank}")
+        promised[cp_rank] -= 1
+        self._promised_total[cp_rank] -= 1
+        place = self._take(request_id, cp_rank=cp_rank)
         self._tables[request_id].append(place)
         return place
 
-    def _take(self, request_id: int, coordinate: int) -> PagePlace:
-        allocator = self._allocators[coordinate]
-        if not allocator.num_free and self._cache.num_idle()[coordinate]:
-            allocator.evict(self._cache.evict(coordinate))
-        return PagePlace(coordinate=coordinate, page=allocator.take(request_id))
+    def _take(self, request_id: int, *, cp_rank: int) -> PagePlace:
+        allocator = self._allocators[cp_rank]
+        if not allocator.num_free and self._cache.num_idle()[cp_rank]:
+            allocator.evict(self._cache.evict(cp_rank))
+        return PagePlace(coordinate=cp_rank, page=allocator.take(request_id))
 
     def can_spread(self, pages: int, *, most: int) -> bool:
         """Whether `spread` would find `pages` pages now."""
         return sum(min(free, most) for free in self.available() if free > 0) >= pages
 
     def spread(self, request_id: int, pages: int, *, most: int) -> Sequence[PagePlace]:
-        """Takes `pages` pages at once, each where most room is, at most `most` on one coordinate; ValueError where
+        """Takes `pages` pages at once, each where most room is, at most `most` on one cp rank; ValueError where
         there are not so many.
         """
         if not self.can_spread(pages, most=most):
-            raise ValueError(f"cannot spread {pages} pages, {most} a coordinate: {self.available()} are available")
+            raise ValueError(f"cannot spread {pages} pages, {most} a cp rank: {self.available()} are available")
         self._promised[request_id] = [0] * len(self._allocators)
         table = self._tables[request_id] = []
         self._shared[request_id] = {}
@@ -174,7 +174,7 @@ class CoordinatePages:
             index = min(open_to, key=lambda index: (counts[index] - free[index], index))
             counts[index] += 1
             free[index] -= 1
-            table.append(self._take(request_id, index))
+            table.append(self._take(request_id, cp_rank=index))
         return table
 
     def settle(self, request_id: int) -> None:
@@ -198,19 +198,20 @@ class CoordinatePages:
 
     def check_integrity(self) -> None:
         """AssertionError unless every page is free, in exactly one table or the cache's, and promises are covered."""
-        for coordinate, (allocator, cached) in enumerate(zip(self._allocators, self._cache.pages(), strict=True)):
+        for cp_rank, (allocator, cached) in enumerate(zip(self._allocators, self._cache.pages(), strict=True)):
             allocator.check_integrity(
-                ((request_id, self._own_pages(request_id, coordinate)) for request_id in self._tables), cached=cached
+                ((request_id, self._own_pages(request_id, cp_rank=cp_rank)) for request_id in self._tables),
+                cached=cached,
             )
         self._cache.check_integrity(digest for shared in self._shared.values() for digest in shared.values())
         sums = [sum(column) for column in zip(*self._promised.values(), strict=True)] or [0] * len(self._allocators)
         assert sums == self._promised_total, f"promises add up to {sums}, not {self._promised_total}"
         assert min(self.available()) >= 0, f"more pages are promised than free: {self.available()}"
 
-    def _own_pages(self, request_id: int, coordinate: int) -> list[int]:
+    def _own_pages(self, request_id: int, *, cp_rank: int) -> list[int]:
         shared = self._shared[request_id]
         return [
             place.page
             for index, place in enumerate(self._tables[request_id])
-            if place.coordinate == coordinate and index not in shared
+            if place.coordinate == cp_rank and index not in shared
         ]

@@ -2,7 +2,7 @@
 
 A page's key is a digest chained over all tokens up to its end, begun with the model's revision: so it says which prefix
 the KV belongs to, whatever the page size was. A page here is read by any number of sequences and written by none; those
-that nobody reads are evicted, least recently used first, when their coordinate needs a page.
+that nobody reads are evicted, least recently used first, when their cp rank needs a page.
 """
 
 import hashlib
@@ -49,11 +49,11 @@ class PrefixCache:
         return found
 
     def num_idle(self) -> list[int]:
-        """For each coordinate, the pages that nobody reads."""
+        """For each cp rank, the pages that nobody reads."""
         return [len(idle) for idle in self._idle]
 
     def idle_among(self, digests: Iterable[bytes]) -> list[int]:
-        """For each coordinate, how many of the pages of `digests` are idle now."""
+        """For each cp rank, how many of the pages of `digests` are idle now."""
         counts = [0] * len(self._idle)
         for digest in digests:
             if not self._readers[digest]:
@@ -96,14 +96,14 @@ class PrefixCache:
                 self._idle[self._places[digest].coordinate][digest] = None
         return gone
 
-    def evict(self, coordinate: int) -> int:
-        """Gives up the idle page of `coordinate` that was used least recently, and returns its number."""
-        digest, _ = self._idle[coordinate].popitem(last=False)
+    def evict(self, cp_rank: int) -> int:
+        """Gives up the idle page of `cp_rank` that was used least recently, and returns its number."""
+        digest, _ = self._idle[cp_rank].popitem(last=False)
         del self._readers[digest]
         return self._places.pop(digest).page
 
     def pages(self) -> list[list[int]]:
-        """For each coordinate, its pages that are here."""
+        """For each cp rank, its pages that are here."""
         found: list[list[int]] = [[] for _ in self._idle]
         for place in self._places.values():
             found[place.coordinate].append(place.page)

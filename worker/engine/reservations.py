@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from parallel.chunk import admission_bound
 from proto import control_pb2
-from worker.engine.coordinate import Coordinate
+from worker.engine.dp_state import DpState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,8 @@ class Reservation:
 class Reservations:
     """Queued and granted reservations of one replica."""
 
-    def __init__(self, coordinates: Sequence[Coordinate], *, cp: int) -> None:
-        self._coordinates = coordinates
+    def __init__(self, dp_states: Sequence[DpState], *, cp: int) -> None:
+        self._dp_states = dp_states
         self._cp = cp
         self._by_request: dict[int, Reservation] = {}
 
@@ -56,20 +56,20 @@ class Reservations:
         """Gives one up with all that it has; False where there is none."""
         reservation = self._by_request.pop(request_id, None)
         if reservation is not None and reservation.dp is not None:
-            self._coordinates[reservation.dp].pages.release(request_id)
-            self._coordinates[reservation.dp].give_back_slot(reservation.slot)
+            self._dp_states[reservation.dp].pages.release(request_id)
+            self._dp_states[reservation.dp].give_back_slot(reservation.slot)
         return reservation is not None
 
     def _try_grant(self, reservation: Reservation) -> control_pb2.Reserved | None:
         request_id, num_pages = reservation.request_id, reservation.num_pages
         most = admission_bound(pages=num_pages, cp=self._cp)
-        fitting = [c for c in self._coordinates if c.has_slot and c.pages.can_spread(num_pages, most=most)]
+        fitting = [s for s in self._dp_states if s.has_slot and s.pages.can_spread(num_pages, most=most)]
         if not fitting:
             return None
-        coordinate = max(fitting, key=lambda c: (c.pages.num_free, -c.dp))
-        places = coordinate.pages.spread(request_id, num_pages, most=most)
+        state = max(fitting, key=lambda state: (state.pages.num_free, -state.dp))
+        places = state.pages.spread(request_id, num_pages, most=most)
         self._by_request[request_id] = Reservation(
-            request_id=request_id, num_pages=num_pages, dp=coordinate.dp, slot=coordinate.take_slot()
+            request_id=request_id, num_pages=num_pages, dp=state.dp, slot=state.take_slot()
         )
         pages = [control_pb2.Page(coordinate=place.coordinate, page=place.page) for place in places]
-        return control_pb2.Reserved(request_id=request_id, dp=coordinate.dp, pages=pages)
+        return control_pb2.Reserved(request_id=request_id, dp=state.dp, pages=pages)

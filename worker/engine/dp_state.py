@@ -7,19 +7,19 @@ from parallel.handoff import PageOwners
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes
 from proto import step_pb2
-from worker.engine.pages import CoordinatePages
+from worker.engine.pages import DpPages
 from worker.engine.sequence import Sequence
 
 #: Steps in flight that one decoding sequence may be in.
 _MAX_STEPS_OF_ONE = 2
 
 
-class Coordinate:
+class DpState:
     """Plans the chunks of one dp coordinate: decoding sequences first, then prompts, up to the batch's budget."""
 
     def __init__(self, *, dp: int, pp: int, sizes: AttentionSizes, settings: EngineSettings) -> None:
         self.dp = dp
-        self.pages = CoordinatePages(cp=sizes.cp, num_pages=settings.num_pages)
+        self.pages = DpPages(cp=sizes.cp, num_pages=settings.num_pages)
         self.running: dict[int, Sequence] = {}
         self._pp = pp
         self._cp = sizes.cp
@@ -96,7 +96,9 @@ class Coordinate:
                 offset=offset,
                 page_owners=owners,
             )
-            chunk.new_pages.extend(self.pages.take(sequence.request_id, c).page for c in cut.new_page_owners)
+            chunk.new_pages.extend(
+                self.pages.take(sequence.request_id, cp_rank=owner).page for owner in cut.new_page_owners
+            )
         if sequence.is_prefilling:
             chunk.token_ids.extend(sequence.tokens[cached : cached + new_tokens])
             self._publish(sequence, end=cached + new_tokens)
