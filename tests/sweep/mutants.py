@@ -89,7 +89,7 @@ MUTANTS = (
     ),
     Mutant(
         name="a page's owner in decode",
-        path="worker/engine/dp_state.py",
+        path="worker/engine/chunk_planner.py",
         before="return table[len(owners)].coordinate",
         after="return (table[len(owners)].coordinate + 1) % self._cp",
         pair="llama prefill=1 decode=cp2",

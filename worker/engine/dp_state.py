@@ -1,31 +1,28 @@
-"""The state of one dp coordinate: its pages, its slots and the sequences that run there, in order of admission."""
+"""What one dp coordinate holds: its pages, its slots, and the sequences that run there in order of admission.
 
-from collections.abc import Iterator
+Who comes in is chosen in `admission.py`, what they compute in `chunk_planner.py`.
+"""
 
-from parallel.chunk import choose_offset, cut_chunk
-from parallel.handoff import PageOwners
+from collections.abc import Sequence as Items
+
 from parallel.settings import EngineSettings
-from parallel.shape import AttentionSizes
-from proto import step_pb2
+from proto import control_pb2, step_pb2
 from worker.engine.pages import DpPages
 from worker.engine.sequence import Sequence
 
-#: Steps in flight that one decoding sequence may be in.
-_MAX_STEPS_OF_ONE = 2
-
 
 class DpState:
-    """Plans the chunks of one dp coordinate: decoding sequences first, then prompts, up to the batch's budget."""
+    """A sequence is here from its admission, with a slot and pages or the promise of them, until its release."""
 
-    def __init__(self, *, dp: int, pp: int, sizes: AttentionSizes, settings: EngineSettings) -> None:
+    def __init__(self, *, dp: int, cp: int, settings: EngineSettings) -> None:
         self.dp = dp
-        self.pages = DpPages(cp=sizes.cp, num_pages=settings.num_pages)
+        self.pages = DpPages(cp=cp, num_pages=settings.num_pages)
         self.running: dict[int, Sequence] = {}
-        self._pp = pp
-        self._cp = sizes.cp
-        self._turn = 0
-        self._settings = settings
+        #: Whether pages or a slot came back since admission looked last: looking costs the length of a prompt.
+        self.has_freed = False
+        self._page_size = settings.page_size
         self._free_slots = list(reversed(settings.slots_of(dp)))
+        self._leaves: list[int] = []
 
     @property
     def has_slot(self) -> bool:
@@ -45,84 +42,39 @@ class DpState:
         """Frees a slot."""
         self._free_slots.append(slot)
 
-    def plan_chunks(self) -> Iterator[tuple[Sequence, step_pb2.Chunk]]:
-        """The chunks of the next step, with their pages taken and the sequences' counts moved on."""
-        budget = self._settings.max_batch_tokens
-        self._turn += 1
-        for sequence in self._next_to_decode()[:budget]:
-            budget -= 1
-            sequence.last_turn = self._turn
-            yield sequence, self._plan_chunk(sequence, new_tokens=1)
-        for sequence in self.running.values():
-            new_tokens = self._prompt_tokens(sequence, budget=budget)
-            if new_tokens:
-                budget -= new_tokens
-                yield sequence, self._plan_chunk(sequence, new_tokens=new_tokens)
+    def admit(self, sequence: Sequence, *, pages: int, cached: Items[bytes]) -> None:
+        """`sequence` runs here from now on, after the prefix `cached`; `pages` on every cp rank are promised to it."""
+        self.pages.promise(sequence.request_id, pages, cached=cached)
+        sequence.num_joined_pages = len(cached)
+        sequence.cached_tokens = sequence.planned_tokens = len(cached) * self._page_size
+        self._run(sequence, slot=self.take_slot())
 
-    def _next_to_decode(self) -> list[Sequence]:
-        """The decoding sequences of the next step: every pp-th part of them in turn, so that all stages have work.
+    def start(self, sequence: Sequence, *, slot: int, num_pages: int) -> None:
+        """`sequence` runs here from now on, in the slot and the pages that were reserved for it."""
+        sequence.num_joined_pages = num_pages
+        self._run(sequence, slot=slot)
 
-        A sequence is in one running step at most, and may be in one planned ahead.
-        """
-        decoding = [sequence for sequence in self.running.values() if sequence.can_decode]
-        ready = [sequence for sequence in decoding if sequence.in_flight < _MAX_STEPS_OF_ONE]
-        ready.sort(key=lambda sequence: (sequence.in_flight, sequence.last_turn))
-        return ready[: -(-len(decoding) // self._pp)]
+    def join(self, sequence: Sequence) -> step_pb2.SequenceJoin:
+        """What ranks have to know of `sequence` before its first chunk."""
+        places = self.pages.table(sequence.request_id)[: sequence.num_joined_pages]
+        join = step_pb2.SequenceJoin(slot=sequence.slot, request_id=sequence.request_id, sampling=sequence.sampling)
+        join.pages.extend(control_pb2.Page(coordinate=place.coordinate, page=place.page) for place in places)
+        if sequence.prefill_end < len(sequence.tokens):
+            join.first_token = sequence.tokens[-1]
+        if sequence.target is not None:
+            join.target.CopyFrom(sequence.target)
+        sequence.joined = True
+        return join
 
-    def _prompt_tokens(self, sequence: Sequence, *, budget: int) -> int:
-        """How many tokens of its prompt come next: all that are left, or as many as end a page inside the budget."""
-        if not sequence.is_prefilling or (sequence.handoff and sequence.target is None):
-            return 0
-        left = sequence.prefill_end - sequence.planned_tokens
-        if left <= budget:
-            return left
-        size = self._settings.page_size
-        whole_pages = (sequence.planned_tokens + budget) // size * size - sequence.planned_tokens
-        return whole_pages if whole_pages > 0 else budget
+    def take_leaves(self) -> list[int]:
+        """The slots that ranks may forget, each told once."""
+        leaves, self._leaves = self._leaves, []
+        return leaves
 
-    def _plan_chunk(self, sequence: Sequence, *, new_tokens: int) -> step_pb2.Chunk:
-        size, cached = self._settings.page_size, sequence.planned_tokens
-        table = self.pages.table(sequence.request_id)
-        needed = -(-(cached + new_tokens) // size)
-        owners = PageOwners(table, count=-(-cached // size))
-        offset = self._offset(sequence, owners, pages=needed - len(owners))
-        chunk = step_pb2.Chunk(slot=sequence.slot, cached_tokens=cached, new_tokens=new_tokens, offset=offset)
-        if len(table) < needed:
-            cut = cut_chunk(
-                cached_tokens=cached,
-                new_tokens=new_tokens,
-                page_size=size,
-                cp=self._cp,
-                offset=offset,
-                page_owners=owners,
-            )
-            chunk.new_pages.extend(
-                self.pages.take(sequence.request_id, cp_rank=owner).page for owner in cut.new_page_owners
-            )
-        if sequence.is_prefilling:
-            chunk.token_ids.extend(sequence.tokens[cached : cached + new_tokens])
-            self._publish(sequence, end=cached + new_tokens)
-        self._advance(sequence, chunk)
-        return chunk
-
-    def _offset(self, sequence: Sequence, owners: PageOwners, *, pages: int) -> int:
-        """The zigzag's offset: where the chunk's pages are to be, or, for one reserved before, where it is."""
-        if self._cp == 1 or pages == 0:
-            return 0
-        table = self.pages.table(sequence.request_id)
-        if len(table) > len(owners):
-            assert pages == 1, "only decode finds pages reserved, and begins one at a time"
-            return table[len(owners)].coordinate
-        # Pages of the prefix cache lie as they lie: what is new is spread evenly for itself, as was promised.
-        own = owners[sequence.num_joined_pages :]
-        held = [own.count(index) for index in range(self._cp)]
-        return choose_offset(pages=pages, cp=self._cp, held=held, load=self.pages.load())
-
-    def _publish(self, sequence: Sequence, *, end: int) -> None:
-        """Lets others read the prompt's full pages: steps run in order, so who reads them finds them written."""
+    def publish(self, sequence: Sequence, *, start: int, end: int) -> None:
+        """Lets others read the pages of positions [start, end) that are full: its keys reach so far."""
         if sequence.page_keys is not None:
-            first = sequence.planned_tokens // self._settings.page_size
-            last = end // self._settings.page_size
+            first, last = start // self._page_size, end // self._page_size
             self.pages.publish(sequence.request_id, sequence.page_keys.digests[first:last], first=first)
 
     def withdraw(self, sequence: Sequence) -> None:
@@ -136,22 +88,14 @@ class DpState:
             # Of the token drawn last no KV was computed, and of what was planned behind it none that counts.
             known = min(len(sequence.tokens), sequence.planned_tokens)
             sequence.page_keys.extend(sequence.tokens, end=known)
-            first = sequence.prefill_end // self._settings.page_size
-            last = known // self._settings.page_size
-            self.pages.publish(sequence.request_id, sequence.page_keys.digests[first:last], first=first)
+            self.publish(sequence, start=sequence.prefill_end, end=known)
         self.pages.release(sequence.request_id)
         self.give_back_slot(sequence.slot)
         del self.running[sequence.request_id]
+        if sequence.joined:
+            self._leaves.append(sequence.slot)
+        self.has_freed = True
 
-    def _advance(self, sequence: Sequence, chunk: step_pb2.Chunk) -> None:
-        sequence.planned_tokens += chunk.new_tokens
-        sequence.in_flight += 1
-        if sequence.planned_tokens < sequence.prefill_end:
-            return
-        chunk.sample = True
-        chunk.logits = sequence.wants_logits
-        if sequence.num_planned_draws < len(sequence.forced_ids):
-            chunk.forced_id = sequence.forced_ids[sequence.num_planned_draws]
-        sequence.num_planned_draws += 1
-        if sequence.handoff:
-            self.pages.settle(sequence.request_id)
+    def _run(self, sequence: Sequence, *, slot: int) -> None:
+        sequence.dp, sequence.slot = self.dp, slot
+        self.running[sequence.request_id] = sequence

@@ -10,6 +10,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from proto import control_pb2
+from worker.engine.handoff_writes import HandoffWrites
 from worker.engine.prefix_cache import PageKeys
 
 
@@ -18,6 +19,7 @@ class Sequence:
     """`tokens` grow as results come back; `planned_tokens` counts positions whose KV some planned step computes.
 
     `num_joined_pages` are in its table before its first chunk: found in the prefix cache, or reserved for a hand-off.
+    `cached_tokens` of its prompt were found in the prefix cache. `joined` says that ranks know it.
     `page_keys` are for the prefix cache, None where it has no part in it.
     `prefill_end` is the first position that no prompt chunk covers: from there each chunk embeds the token drawn last.
     """
@@ -33,6 +35,7 @@ class Sequence:
     handoff: bool = False
     target: control_pb2.Target | None = None
     num_joined_pages: int = 0
+    cached_tokens: int = 0
     page_keys: PageKeys | None = None
     dp: int = -1
     slot: int = -1
@@ -41,13 +44,10 @@ class Sequence:
     num_drawn: int = 0
     in_flight: int = 0
     last_turn: int = 0
-    pending_writes: int = 0
-    handed_off_bytes: int = 0
-    write_seconds: dict[int, float] = field(default_factory=dict)
-    writes_may_land: bool = False
+    writes: HandoffWrites = field(default_factory=HandoffWrites)
     num_prompt_tokens: int = 0
     finish_reason: str = ""
-    joined: bool = field(default=False)
+    joined: bool = False
 
     @property
     def is_prefilling(self) -> bool:
@@ -73,7 +73,12 @@ class Sequence:
     @property
     def is_quiet(self) -> bool:
         """Whether no planned step touches it and no write of its KV is under way."""
-        return self.in_flight == 0 and self.pending_writes == 0
+        return self.in_flight == 0 and self.writes.num_pending == 0
+
+    @property
+    def num_outputs(self) -> int:
+        """Tokens after the prompt, those of an earlier life included."""
+        return len(self.tokens) - self.num_prompt_tokens
 
     def draw(self, token_id: int) -> None:
         """Takes the next drawn token and sees whether it is the last."""
