@@ -3,20 +3,25 @@
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
+
+from moe.activation import activate
+from parallel.models.gates import Activation
 
 #: A product with a fixed weight: [N, in] to [N, out].
 Linear = Callable[[torch.Tensor], torch.Tensor]
 
 
 class TorchExperts:
-    """The experts in slots first .. first + len(gate_up) - 1 of a layer: down(silu(gate) * up), weighted and summed.
+    """The experts in slots first .. first + len(gate_up) - 1 of a layer: down(activation(gate, up)), weighted, summed.
 
     Synchronises: it reads the number of rows of each expert on the host.
     """
 
-    def __init__(self, *, first: int, gate_up: Sequence[Linear], down: Sequence[Linear]) -> None:
+    def __init__(
+        self, *, first: int, gate_up: Sequence[Linear], down: Sequence[Linear], activation: Activation
+    ) -> None:
         self._first = first
+        self._activation = activation
         self._gate_up = gate_up
         self._down = down
 
@@ -34,6 +39,6 @@ class TorchExperts:
             if count:
                 rows = chosen // slots_NK.shape[1]
                 gate, up = self._gate_up[index](x_NH[rows]).chunk(2, dim=-1)
-                y = self._down[index](F.silu(gate) * up)
+                y = self._down[index](activate(gate, up, self._activation))
                 out_NH.index_add_(0, rows, y * weights_NK.flatten()[chosen].unsqueeze(1).to(y.dtype))
         return out_NH

@@ -1,15 +1,51 @@
-"""The gate: which experts a row goes to, and with which weights."""
+"""The gate: which experts a row goes to, and with which weights. One function for every family's."""
 
 import torch
 import torch.nn.functional as F
 
+from moe.experts import Linear
+from parallel.models.gates import GateSpec, GroupScore, Scoring
 
-def choose_experts(logits_TE: torch.Tensor, *, top_k: int, renormalise: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax over experts and the `top_k` largest, which may be renormalised to sum to one (arXiv 2401.04088).
 
-    Returns ids [T, k] (int64) and weights [T, k] in float32.
+class Gate:
+    """The gate of one layer. Its product is made in float32: what it rounds decides where a whole row goes."""
+
+    def __init__(self, spec: GateSpec, *, logits: Linear, correction_E: torch.Tensor | None) -> None:
+        """`logits` is the product with float32 weights, its bias included; `correction_E` float32 [E]."""
+        assert (correction_E is not None) == spec.has_correction
+        self._spec = spec
+        self._logits = logits
+        self._correction_E = correction_E
+
+    def __call__(self, x_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows x [T, H] to expert ids [T, k] (int64) and weights [T, k] in float32."""
+        return choose_experts(self._logits(x_TH.float()), spec=self._spec, correction_E=self._correction_E)
+
+
+def choose_experts(
+    logits_TE: torch.Tensor, *, spec: GateSpec, correction_E: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The experts of each row and their weights (see GateSpec): ids [T, k] (int64), weights [T, k] in float32.
+
+    A softmax over the chosen logits alone, as gpt-oss has it, is the softmax over all, renormalised.
     """
-    weights_TK, ids_TK = torch.topk(F.softmax(logits_TE.float(), dim=-1), top_k, dim=-1)
-    if renormalise:
-        weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
-    return ids_TK, weights_TK
+    logits_TE = logits_TE.float()
+    scores_TE = logits_TE.sigmoid() if spec.scoring is Scoring.SIGMOID else F.softmax(logits_TE, dim=-1)
+    choice_TE = scores_TE if correction_E is None else scores_TE + correction_E
+    if spec.kept_groups < spec.num_groups:
+        choice_TE = _without_other_groups(choice_TE, spec=spec)
+    ids_TK = choice_TE.topk(spec.top_k, dim=-1).indices
+    weights_TK = scores_TE.gather(1, ids_TK)
+    if spec.renormalise:
+        # Sigmoids may all be next to nothing; a softmax's best k are never so small that this changes them.
+        weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + 1e-20)
+    return ids_TK, weights_TK * spec.scale
+
+
+def _without_other_groups(choice_TE: torch.Tensor, *, spec: GateSpec) -> torch.Tensor:
+    """What experts are chosen by, -inf in all groups but the best: a correction may make any number a good one."""
+    choice_TGE: torch.Tensor = choice_TE.unflatten(1, (spec.num_groups, -1))
+    best = choice_TGE.topk(1 if spec.group_score is GroupScore.BEST else 2, dim=-1).values
+    kept = best.sum(dim=-1).topk(spec.kept_groups, dim=-1).indices
+    is_other = torch.ones(choice_TGE.shape[:2], dtype=torch.bool, device=choice_TE.device).scatter_(1, kept, False)
+    return choice_TGE.masked_fill(is_other.unsqueeze(2), float("-inf")).flatten(1)

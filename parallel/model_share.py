@@ -32,6 +32,10 @@ class TensorSlice:
         """Elements after padding: what the rank holds in memory."""
         return prod(interval.padded for interval in self.intervals)
 
+    def num_bytes(self, *, dtype_bytes: int) -> int:
+        """Bytes in memory, in a model whose elements have `dtype_bytes`."""
+        return self.num_elements * (4 if self.spec.in_float32 else dtype_bytes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShare:

@@ -125,7 +125,7 @@ class _Life:
 
     def _bytes(self) -> Iterator[Line]:
         engine = self.replica.engine
-        weights = engine.dtype_bytes * sum(part.num_elements for part in self._share.slices())
+        weights = sum(part.num_bytes(dtype_bytes=engine.dtype_bytes) for part in self._share.slices())
         token = engine.dtype_bytes * sum(self._share.kv_elements_per_token().values())
         yield "weights", f"{decimal(weights)} in {engine.dtype}"
         yield (

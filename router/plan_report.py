@@ -165,7 +165,7 @@ def _rank_bytes(
 ) -> tuple[int, int]:
     """Bytes of weights and KV of the rank at `coordinates`."""
     share = ModelShare(description=description, shape=shape, coordinates=coordinates)
-    weight_bytes = engine.dtype_bytes * sum(part.num_elements for part in share.slices())
+    weight_bytes = sum(part.num_bytes(dtype_bytes=engine.dtype_bytes) for part in share.slices())
     return weight_bytes, engine.dtype_bytes * engine.kv_tokens * sum(share.kv_elements_per_token().values())
 
 

@@ -54,7 +54,8 @@ def load_weights(
     for file, parts in by_file.items():
         with safe_open(file, "pt") as source:
             for part in parts:
-                tensors[part.spec.name] = _read(source, part, file=file).to(dtype=dtype, device=device)
+                held = torch.float32 if part.spec.in_float32 else dtype
+                tensors[part.spec.name] = _read(source, part, file=file).to(dtype=held, device=device)
                 progress(len(tensors) / len(wanted))
     return Weights(tensors)
 

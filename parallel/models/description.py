@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from parallel.models.gates import SWIGLU, Activation, GateSpec
+
 
 class Split(Enum):
     """Along what a tensor's dimension is cut over ranks."""
@@ -29,7 +31,10 @@ class Part(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """One tensor of the checkpoint. `splits` maps a dimension to its split; `expert` is set for an expert's own."""
+    """One tensor of the checkpoint. `splits` maps a dimension to its split; `expert` is set for an expert's own.
+
+    One `in_float32` is held and computed with in float32 whatever the model's dtype is.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -37,6 +42,7 @@ class TensorSpec:
     layer: int | None = None
     expert: int | None = None
     splits: tuple[tuple[int, Split], ...] = ()
+    in_float32: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,16 +126,26 @@ class RopeSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSpec:
-    """The experts of each of `layers`: `top_k` of `num_experts` chosen by softmax.
+    """The experts of each of `layers`, each `intermediate_size` wide, and their gate.
 
-    Their weights are the softmax's, `renormalise`d to sum to one or as they are.
+    Beside those that it chose, every row takes a dense feed-forward of `shared_width`; 0 where there is none.
     """
 
-    num_experts: int
-    top_k: int
+    gate: GateSpec
     intermediate_size: int
     layers: tuple[int, ...]
-    renormalise: bool
+    activation: Activation = SWIGLU
+    shared_width: int = 0
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of each layer, without the shared one."""
+        return self.gate.num_experts
+
+    @property
+    def top_k(self) -> int:
+        """Experts that a row goes to."""
+        return self.gate.top_k
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,30 +1,33 @@
 """The parts of a description that layers of experts have in common."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from parallel.models.config_values import Config, positive
 from parallel.models.decoder import feed_forward_tensors
 from parallel.models.description import ExpertSpec, Part, Split, TensorSpec
+from parallel.models.gates import GateSpec, Scoring
 
 #: Each is described by itself, so a number that is a mistake must end before it is counted out.
 _MAX_EXPERTS = 10_000
 
 
-def expert_spec(config: Config, *, width_key: str, layers: Iterable[int], renormalise: bool) -> ExpertSpec:
-    """The experts of `layers`. Their number is `num_experts` on the hub, `num_local_experts` as transformers saves."""
-    count_key = "num_experts" if "num_experts" in config else "num_local_experts"
-    experts = ExpertSpec(
-        num_experts=positive(config, count_key, most=_MAX_EXPERTS),
-        top_k=positive(config, "num_experts_per_tok"),
-        intermediate_size=positive(config, width_key),
-        layers=tuple(layers),
-        renormalise=renormalise,
-    )
-    if experts.top_k > experts.num_experts:
-        raise ValueError(
-            f"config.json has num_experts_per_tok = {experts.top_k}, more than {count_key} = {experts.num_experts}"
-        )
-    return experts
+def softmax_gate(config: Config, *, renormalise: bool) -> GateSpec:
+    """A gate that scores by softmax, and nothing else."""
+    num_experts, top_k = expert_counts(config)
+    return GateSpec(num_experts=num_experts, top_k=top_k, scoring=Scoring.SOFTMAX, renormalise=renormalise)
+
+
+def expert_counts(config: Config) -> tuple[int, int]:
+    """How many experts there are, and how many a row goes to.
+
+    The first is `num_experts` or `n_routed_experts` on the hub, `num_local_experts` as transformers may save it.
+    """
+    keys = ("num_experts", "n_routed_experts", "num_local_experts")
+    key = next((key for key in keys if key in config), keys[-1])
+    num_experts, top_k = positive(config, key, most=_MAX_EXPERTS), positive(config, "num_experts_per_tok")
+    if top_k > num_experts:
+        raise ValueError(f"config.json has num_experts_per_tok = {top_k}, more than {key} = {num_experts}")
+    return num_experts, top_k
 
 
 def expert_tensors(
@@ -32,7 +35,7 @@ def expert_tensors(
 ) -> Iterator[TensorSpec]:
     """The gate at `prefix`.gate and every expert's projections (`names`: gate, up, down) at `prefix`.experts.E."""
     hidden = positive(config, "hidden_size")
-    yield TensorSpec(name=f"{prefix}.gate.weight", shape=(experts.num_experts, hidden), part=Part.LAYER, layer=layer)
+    yield from gate_tensors(experts.gate, prefix=f"{prefix}.gate", hidden=hidden, layer=layer)
     for expert in range(experts.num_experts):
         yield from feed_forward_tensors(
             names,
@@ -43,3 +46,14 @@ def expert_tensors(
             split=Split.EXPERT_INTERMEDIATE,
             expert=expert,
         )
+
+
+def gate_tensors(gate: GateSpec, *, prefix: str, hidden: int, layer: int) -> Iterator[TensorSpec]:
+    """The gate's weight at `prefix`, and the biases that it has."""
+    shapes: dict[str, tuple[int, ...]] = {"weight": (gate.num_experts, hidden)}
+    if gate.has_bias:
+        shapes["bias"] = (gate.num_experts,)
+    if gate.has_correction:
+        shapes["e_score_correction_bias"] = (gate.num_experts,)
+    for name, shape in shapes.items():
+        yield TensorSpec(name=f"{prefix}.{name}", shape=shape, part=Part.LAYER, layer=layer, in_float32=True)

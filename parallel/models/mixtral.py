@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from parallel.models.config_values import require
+from parallel.models.config_values import positive, require
 from parallel.models.decoder import attention_tensors, describe_decoder, layer_count
-from parallel.models.description import ModelDescription, TensorSpec
-from parallel.models.experts import expert_spec, expert_tensors
+from parallel.models.description import ExpertSpec, ModelDescription, TensorSpec
+from parallel.models.experts import expert_tensors, softmax_gate
 
 #: What a config may leave out.
 _DEFAULTS = {"num_local_experts": 8, "num_experts_per_tok": 2, "rope_theta": 1e6, "rms_norm_eps": 1e-5}
@@ -17,8 +17,11 @@ def describe(config: dict[str, Any]) -> ModelDescription:
     config = {**_DEFAULTS, **config}
     require(config, "sliding_window", None)
     require(config, "attention_bias", False)
-    layers = range(layer_count(config))
-    experts = expert_spec(config, width_key="intermediate_size", layers=layers, renormalise=True)
+    experts = ExpertSpec(
+        gate=softmax_gate(config, renormalise=True),
+        intermediate_size=positive(config, "intermediate_size"),
+        layers=tuple(range(layer_count(config))),
+    )
 
     def layer_tensors(layer: int) -> Iterator[TensorSpec]:
         yield from attention_tensors(config, layer=layer)

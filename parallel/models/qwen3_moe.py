@@ -11,8 +11,8 @@ from parallel.models.decoder import (
     layer_count,
     require_full_attention,
 )
-from parallel.models.description import ModelDescription, TensorSpec
-from parallel.models.experts import expert_spec, expert_tensors
+from parallel.models.description import ExpertSpec, ModelDescription, TensorSpec
+from parallel.models.experts import expert_tensors, softmax_gate
 
 
 def describe(config: dict[str, Any]) -> ModelDescription:
@@ -21,8 +21,11 @@ def describe(config: dict[str, Any]) -> ModelDescription:
     require(config, "attention_bias", False)
     require(config, "norm_topk_prob", True, False)
     layers = _expert_layers(config)
-    renormalise = bool(config.get("norm_topk_prob", False))
-    experts = expert_spec(config, width_key="moe_intermediate_size", layers=layers, renormalise=renormalise)
+    experts = ExpertSpec(
+        gate=softmax_gate(config, renormalise=bool(config.get("norm_topk_prob", False))),
+        intermediate_size=positive(config, "moe_intermediate_size"),
+        layers=layers,
+    )
 
     def layer_tensors(layer: int) -> Iterator[TensorSpec]:
         yield from attention_tensors(config, layer=layer, qk_norm=True)

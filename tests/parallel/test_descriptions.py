@@ -105,7 +105,7 @@ def test_layers_are_dense_or_have_experts_as_the_config_says(
 
 def test_weights_of_experts_are_renormalised_where_the_config_says_so() -> None:
     found = [describe(qwen3_moe(**changes)).experts for changes in ({"norm_topk_prob": True}, {})]
-    assert [experts.renormalise for experts in found if experts] == [True, False]
+    assert [experts.gate.renormalise for experts in found if experts] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import torch
 
 from moe.dispatchers import Dispatchers
-from moe.experts import Linear, TorchExperts
-from moe.gate import choose_experts
+from moe.experts import TorchExperts
+from moe.gate import Gate
 from moe.slots import SlotMap
 from worker.blocks.step_context import StepContext
 
@@ -15,23 +15,19 @@ class ExpertBlock:
     def __init__(
         self,
         *,
-        gate: Linear,
-        top_k: int,
-        renormalise: bool,
+        gate: Gate,
         slots: SlotMap,
         dispatchers: Dispatchers,
         experts: TorchExperts,
     ) -> None:
         self._gate = gate
-        self._top_k = top_k
-        self._renormalise = renormalise
         self._slots = slots
         self._dispatchers = dispatchers
         self._experts = experts
 
     def __call__(self, x_TH: torch.Tensor, context: StepContext) -> torch.Tensor:
         """Collective over the block: x [T, H] to this block's contribution [T, H]."""
-        ids, weights = choose_experts(self._gate(x_TH), top_k=self._top_k, renormalise=self._renormalise)
+        ids, weights = self._gate(x_TH)
         padded_rows = context.padded_rows
         slots = self._slots.choose(ids, first_row=self._dispatchers.index * padded_rows)
         dispatcher = self._dispatchers.choose(padded_rows=padded_rows)

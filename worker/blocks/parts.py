@@ -6,6 +6,7 @@ import torch
 
 from attention.interface import AttentionBackend, AttentionSpec
 from moe.experts import Linear, TorchExperts
+from moe.gate import Gate
 from parallel.collectives.groups import RankGroups
 from parallel.models.description import ModelDescription
 from worker.blocks.attention import AttentionBlock
@@ -78,7 +79,9 @@ class Parts:
         return FeedForwardBlock(gate_up=self._linear(gate, up), down=self._linear(down), tp=self._groups["attn_tp"])
 
     def experts(self, *, gate: str, expert: str, names: Mapping[str, str]) -> ExpertBlock:
-        """A block of experts: `expert` is a prefix with `{}` for the expert's number, `names` give gate, up, down."""
+        """A block of experts behind the gate named: `expert` is a prefix with `{}` for the expert's number, `names`
+        give gate, up, down.
+        """
         experts, share = self.description.experts, self._expert_share
         assert experts is not None and share is not None
 
@@ -89,16 +92,24 @@ class Parts:
         gate_up = {index: product(index, "gate", "up") for index in sorted(set(share.held))}
         down = {index: product(index, "down") for index in sorted(set(share.held))}
         return ExpertBlock(
-            gate=make_linear([self._weights.pop(gate)]),
-            top_k=experts.top_k,
-            renormalise=experts.renormalise,
+            gate=self._gate(gate),
             slots=share.slots,
             dispatchers=share.dispatchers,
             experts=TorchExperts(
                 first=share.first_slot,
                 gate_up=[gate_up[index] for index in share.held],
                 down=[down[index] for index in share.held],
+                activation=experts.activation,
             ),
+        )
+
+    def _gate(self, prefix: str) -> Gate:
+        assert self.description.experts is not None
+        spec = self.description.experts.gate
+        return Gate(
+            spec,
+            logits=self._linear(f"{prefix}.weight", biases=[f"{prefix}.bias"] if spec.has_bias else []),
+            correction_E=self._weights.pop(f"{prefix}.e_score_correction_bias") if spec.has_correction else None,
         )
 
     def _qk_norm(self, prefix: str) -> HeadNorm:
