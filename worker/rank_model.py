@@ -64,7 +64,7 @@ def build_model(
         slot_tokens=slot_tokens,
         backend=backend,
         policy=_exchange_policy(spec, settings=settings),
-        rope=RotaryEmbedding(description.rope, head_dim=description.head_dim, device=device),
+        rope=RotaryEmbedding(description.rope, device=device),
         dtype=dtype,
         device=device,
     )

@@ -27,6 +27,7 @@ def describe_decoder(
     layer_tensors: LayerTensors,
     intermediate_size: int | None,
     experts: ExpertSpec | None = None,
+    may_be_partial_rope: bool = False,
 ) -> ModelDescription:
     """The description of a pre-norm decoder with full attention; ValueError names what it cannot serve."""
     require(config, "hidden_act", "silu")
@@ -46,7 +47,7 @@ def describe_decoder(
         intermediate_size=intermediate_size,
         experts=experts,
         norm_eps=number(config, "rms_norm_eps", least=0.0, default=1e-6),
-        rope=read_rope(config, head_dim=head_dim(config)),
+        rope=read_rope(config, head_dim=head_dim(config), may_be_partial=may_be_partial_rope),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
         checkpoint_dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
         cache_groups=full_attention(num_layers=num_layers, head_size=head_dim(config)),

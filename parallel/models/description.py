@@ -100,7 +100,7 @@ class Llama3Scaling:
 
 @dataclass(frozen=True, kw_only=True)
 class FrequencyFactors:
-    """Each of the head_dim / 2 frequencies divided by a factor of its own (LongRoPE, arXiv 2402.13753)."""
+    """Each of the rotary_dim / 2 frequencies divided by a factor of its own (LongRoPE, arXiv 2402.13753)."""
 
     factors: tuple[float, ...]
 
@@ -110,14 +110,16 @@ RopeScaling = LinearScaling | YarnScaling | Llama3Scaling | FrequencyFactors
 
 @dataclass(frozen=True, kw_only=True)
 class RopeSpec:
-    """Rotary embedding: inverse frequencies of `theta` over the head size (RoFormer, arXiv 2104.09864), scaled.
+    """Rotary embedding: inverse frequencies of `theta` over `rotary_dim` (RoFormer, arXiv 2104.09864), scaled.
 
+    The first `rotary_dim` elements of a head are rotated, in most families all of them; the rest stay as they are.
     cos and sin are multiplied by `attention_factor`. A sequence may have `max_positions`; `limit_reason` says why,
     where the checkpoint itself would allow more. Nothing here depends on a sequence's length: keys that one chunk
     stores stay right for every later one.
     """
 
     theta: float
+    rotary_dim: int
     max_positions: int
     scaling: RopeScaling | None = None
     attention_factor: float = 1.0

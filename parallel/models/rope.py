@@ -12,23 +12,27 @@ from typing import Any
 from parallel.models.config_values import LARGEST_SIZE, Config, is_number, number, positive
 from parallel.models.description import FrequencyFactors, LinearScaling, Llama3Scaling, RopeSpec, YarnScaling
 
-#: From the spec without scaling, the rope parameters and the head size to the spec.
+#: From the spec without scaling and the rope parameters to the spec.
 Reader = Callable[..., RopeSpec]
 
 
-def read_rope(config: Config, *, head_dim: int) -> RopeSpec:
-    """The rotary embedding of `rope_parameters`, or of the older `rope_theta` and `rope_scaling`."""
+def read_rope(config: Config, *, head_dim: int, may_be_partial: bool = False) -> RopeSpec:
+    """The rotary embedding of `rope_parameters`, or of the older `rope_theta` and `rope_scaling`.
+
+    A family that rotates whole heads alone refuses a `partial_rotary_factor`: transformers would not read it.
+    """
     parameters = _parameters(config)
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if not isinstance(kind, str) or kind not in _READERS:
         raise ValueError(f"config.json asks for rope type {kind!r}: those that run are {', '.join(_READERS)}")
-    if head_dim % 2:
-        raise ValueError(
-            f"config.json has head_dim = {head_dim}: rotary embedding pairs its elements, so it must be even"
-        )
+    rotary_dim = _rotary_dim(parameters, head_dim=head_dim, may_be_partial=may_be_partial)
     try:
-        base = RopeSpec(theta=number(parameters, "rope_theta", least=1.0), max_positions=positive(parameters, _TRAINED))
-        spec = _READERS[kind](base, parameters, head_dim=head_dim)
+        base = RopeSpec(
+            theta=number(parameters, "rope_theta", least=1.0),
+            rotary_dim=rotary_dim,
+            max_positions=positive(parameters, _TRAINED),
+        )
+        spec = _READERS[kind](base, parameters)
         if spec.max_positions > LARGEST_SIZE:
             raise ValueError(
                 f"config.json asks for {spec.max_positions} positions: they must be at most {LARGEST_SIZE}"
@@ -48,32 +52,46 @@ def _parameters(config: Config) -> dict[str, Any]:
         raise ValueError(
             f"config.json has rope parameters by kind of layer ({', '.join(nested)}): one set for all runs yet"
         )
-    for source in (config, given):
-        if source.get("partial_rotary_factor") not in (None, 1, 1.0):
-            found = source["partial_rotary_factor"]
-            raise ValueError(f"config.json has partial_rotary_factor = {found!r}: only whole heads are rotated yet")
     trained = positive(config, _TRAINED, default=2048)
     original = config.get(_ORIGINAL) or given.get(_ORIGINAL) or trained
-    beside = {"rope_theta": config.get("rope_theta") or 10000.0}
+    beside = {"rope_theta": config.get("rope_theta") or 10000.0, _PARTIAL: config.get(_PARTIAL)}
     return {**beside, **given, _TRAINED: trained, _ORIGINAL: original}
 
 
-def _default(base: RopeSpec, parameters: Config, *, head_dim: int) -> RopeSpec:
+def _rotary_dim(parameters: Config, *, head_dim: int, may_be_partial: bool) -> int:
+    """How many elements of a head are rotated."""
+    factor = number(parameters, _PARTIAL, least=0.0, default=1.0)
+    if factor == 1.0 and head_dim % 2:
+        raise ValueError(
+            f"config.json has head_dim = {head_dim}: rotary embedding pairs its elements, so it must be even"
+        )
+    if factor != 1.0 and not may_be_partial:
+        raise ValueError(f"config.json has {_PARTIAL} = {factor:g}: this family rotates whole heads")
+    rotary_dim = int(head_dim * factor)
+    if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
+        raise ValueError(
+            f"config.json has {_PARTIAL} = {factor:g}: of head_dim = {head_dim} it rotates {rotary_dim} elements, "
+            f"which must be an even number from 2 to {head_dim}"
+        )
+    return rotary_dim
+
+
+def _default(base: RopeSpec, parameters: Config) -> RopeSpec:
     return base
 
 
-def _linear(base: RopeSpec, parameters: Config, *, head_dim: int) -> RopeSpec:
+def _linear(base: RopeSpec, parameters: Config) -> RopeSpec:
     factor = number(parameters, "factor", least=1.0)
     return replace(base, scaling=LinearScaling(factor=factor), max_positions=int(base.max_positions * factor))
 
 
-def _dynamic(base: RopeSpec, parameters: Config, *, head_dim: int) -> RopeSpec:
+def _dynamic(base: RopeSpec, parameters: Config) -> RopeSpec:
     """Up to the trained length its frequencies are the unscaled ones; beyond, they move with every token."""
     number(parameters, "factor", least=1.0)
     return replace(base, limit_reason=_moving("dynamic", limit=base.max_positions))
 
 
-def _yarn(base: RopeSpec, parameters: Config, *, head_dim: int) -> RopeSpec:
+def _yarn(base: RopeSpec, parameters: Config) -> RopeSpec:
     original = positive(parameters, _ORIGINAL)
     ratio = base.max_positions / original if "factor" in parameters else None
     factor = number(parameters, "factor", least=1.0, default=ratio)
@@ -110,14 +128,14 @@ def _mscale(factor: float, weight: float) -> float:
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _longrope(base: RopeSpec, parameters: Config, *, head_dim: int) -> RopeSpec:
+def _longrope(base: RopeSpec, parameters: Config) -> RopeSpec:
     """The short factors alone: the long ones would be for sequences beyond the original length."""
     original = positive(parameters, _ORIGINAL)
     if original == 1:
         raise ValueError(f"config.json has {_ORIGINAL} = 1: it must be 2 or more, for its logarithm divides")
     factor = number(parameters, "factor", least=1.0, default=max(base.max_positions / original, 1.0))
-    short = _factors(parameters, "short_factor", count=head_dim // 2)
-    _factors(parameters, "long_factor", count=head_dim // 2)
+    short = _factors(parameters, "short_factor", count=base.rotary_dim // 2)
+    _factors(parameters, "long_factor", count=base.rotary_dim // 2)
     spec = replace(
         base,
         scaling=FrequencyFactors(factors=short),
@@ -134,13 +152,15 @@ def _factors(parameters: Config, key: str, *, count: int) -> tuple[float, ...]:
     values = parameters.get(key)
     if not isinstance(values, list) or len(values) != count:
         found = f"a list of {len(values)}" if isinstance(values, list) else repr(values)
-        raise ValueError(f"config.json has {key} = {found}: it must be a list of head_dim / 2 = {count} numbers")
+        raise ValueError(
+            f"config.json has {key} = {found}: it must be a list of {count} numbers, one for two rotated elements"
+        )
     if not all(is_number(value) and value > 0 for value in values):
         raise ValueError(f"config.json has {key} = {values!r}: they must be numbers above 0")
     return tuple(float(value) for value in values)
 
 
-def _llama3(base: RopeSpec, parameters: Config, *, head_dim: int) -> RopeSpec:
+def _llama3(base: RopeSpec, parameters: Config) -> RopeSpec:
     scaling = Llama3Scaling(
         factor=number(parameters, "factor", least=1.0),
         low_freq_factor=number(parameters, "low_freq_factor", least=1e-6),
@@ -162,6 +182,7 @@ def _moving(kind: str, *, limit: int) -> str:
     )
 
 
+_PARTIAL = "partial_rotary_factor"
 _TRAINED = "max_position_embeddings"
 _ORIGINAL = "original_max_position_embeddings"
 _READERS: dict[str, Reader] = {

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from parallel.models.description import LinearScaling, RopeSpec, YarnScaling
+from parallel.models.rope import read_rope
 from tests.tiny_models import describe, llama, mixtral
 
 YARN = {"rope_type": "yarn", "factor": 4.0}
@@ -67,7 +68,7 @@ def test_what_would_depend_on_chunks_ends_where_its_frequencies_do_and_says_so()
         ({"rope_type": "su"}, "rope type 'su': those that run are default, linear, dynamic, yarn, longrope, llama3"),
         ({"rope_type": ["yarn"]}, "rope type ['yarn']"),
         ({"full_attention": {"rope_type": "default"}}, "by kind of layer (full_attention)"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5: only whole heads"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5: this family rotates whole heads"),
         ({"rope_theta": "high"}, "rope_theta = 'high': it must be a number of 1 or more (rope type 'default')"),
         ({"rope_type": "linear"}, "factor = None: it must be a number of 1 or more (rope type 'linear')"),
         ({"rope_type": "linear", "factor": 0.5}, "factor = 0.5"),
@@ -78,9 +79,9 @@ def test_what_would_depend_on_chunks_ends_where_its_frequencies_do_and_says_so()
         ({**YARN, "original_max_position_embeddings": 0.5}, "original_max_position_embeddings = 0.5"),
         (
             {"rope_type": "longrope", "short_factor": [1, 1]},
-            "long_factor = None: it must be a list of head_dim / 2 = 2",
+            "long_factor = None: it must be a list of 2 numbers",
         ),
-        ({**LONG, "short_factor": [1.0]}, "short_factor = a list of 1: it must be a list of head_dim / 2 = 2 numbers"),
+        ({**LONG, "short_factor": [1.0]}, "short_factor = a list of 1: it must be a list of 2 numbers"),
         ({**LONG, "short_factor": [1.0, 0]}, "short_factor = [1.0, 0]: they must be numbers above 0"),
         ({**LONG, "short_factor": [1.0, float("inf")]}, "they must be numbers above 0"),
         ({**LONG, "long_factor": [1.0, 10**400]}, "they must be numbers above 0"),
@@ -100,3 +101,20 @@ def test_what_cannot_be_computed_is_refused_with_key_and_value(parameters: objec
 def test_an_odd_head_cannot_be_rotated() -> None:
     with pytest.raises(ValueError, match="head_dim = 5: rotary embedding pairs its elements, so it must be even"):
         rope(head_dim=5)
+
+
+def test_the_rotated_part_is_the_parameters_own_before_the_configs_and_whole_without_either() -> None:
+    def rotary_dim(config: dict[str, Any]) -> int:
+        return read_rope({"max_position_embeddings": 512, **config}, head_dim=16, may_be_partial=True).rotary_dim
+
+    inside = {"rope_type": "default", "partial_rotary_factor": 0.25}
+    assert rotary_dim({"rope_parameters": inside, "partial_rotary_factor": 0.5}) == 4
+    assert rotary_dim({"rope_scaling": None, "partial_rotary_factor": 0.5}) == 8
+    assert rotary_dim({"partial_rotary_factor": None}) == rotary_dim({}) == 16
+
+
+@pytest.mark.parametrize("factor", [0.05, 0.2, 1.5, "half", float("nan")])
+def test_a_part_that_has_no_pairs_or_is_more_than_a_head_is_refused(factor: object) -> None:
+    config = {"max_position_embeddings": 512, "partial_rotary_factor": factor}
+    with pytest.raises(ValueError, match=r"config\.json has partial_rotary_factor = "):
+        read_rope(config, head_dim=16, may_be_partial=True)

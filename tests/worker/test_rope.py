@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import Glm4MoeConfig, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from parallel.models.llama import describe
-from worker.blocks.rope import RotaryEmbedding, inverse_frequencies
+from parallel.models.rope import read_rope
+from worker.blocks.rope import RotaryEmbedding, inverse_frequencies, rotate
 
 HEAD_DIM = 64
 ORIGINAL = {"original_max_position_embeddings": 8192}
@@ -47,12 +49,41 @@ def test_every_kind_computes_what_transformers_computes(kind: dict[str, Any], th
     compute = ROPE_INIT_FUNCTIONS.get(kind["rope_type"], LlamaRotaryEmbedding.compute_default_rope_parameters)
     frequencies, attention_factor = compute(config)
     spec = describe(config.to_dict()).rope
-    assert torch.equal(inverse_frequencies(spec, head_dim=HEAD_DIM), frequencies)
+    assert torch.equal(inverse_frequencies(spec), frequencies)
     assert spec.attention_factor == attention_factor
+
+
+def partial_config(kind: dict[str, Any]) -> Glm4MoeConfig:
+    """Heads of HEAD_DIM, of which half is rotated."""
+    halved = {key: value[::2] if isinstance(value, list) else value for key, value in kind.items()}
+    parameters = {**halved, "rope_theta": 1e6, "partial_rotary_factor": 0.5}
+    return Glm4MoeConfig(head_dim=HEAD_DIM, max_position_embeddings=32768, rope_parameters=parameters)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["rope_type"])
+def test_part_of_a_head_has_the_frequencies_of_its_own_size(kind: dict[str, Any]) -> None:
+    config = partial_config(kind)
+    compute = ROPE_INIT_FUNCTIONS.get(kind["rope_type"], Glm4MoeRotaryEmbedding.compute_default_rope_parameters)
+    frequencies, attention_factor = compute(config)
+    spec = read_rope(config.to_dict(), head_dim=HEAD_DIM, may_be_partial=True)
+    assert torch.equal(inverse_frequencies(spec), frequencies)
+    assert (spec.rotary_dim, spec.attention_factor) == (HEAD_DIM // 2, attention_factor)
+
+
+def test_part_of_a_head_is_rotated_as_transformers_does_and_the_rest_is_as_it_was() -> None:
+    config = partial_config({"rope_type": "default"})
+    spec = read_rope(config.to_dict(), head_dim=HEAD_DIM, may_be_partial=True)
+    positions = torch.tensor([0, 1, 7, 3000])
+    q, k = torch.randn(2, len(positions), 3, HEAD_DIM, generator=torch.Generator().manual_seed(1))
+    theirs = apply_rotary_pos_emb(q, k, *Glm4MoeRotaryEmbedding(config)(q, positions), unsqueeze_dim=1)
+    angles = RotaryEmbedding(spec, device=torch.device("cpu"))(positions, dtype=torch.float32)
+    for x, expected in zip((q, k), theirs, strict=True):
+        assert torch.equal(rotate(x, *angles), expected)
+        assert torch.equal(rotate(x, *angles)[..., HEAD_DIM // 2 :], x[..., HEAD_DIM // 2 :])
 
 
 def test_cos_and_sin_carry_the_attention_factor() -> None:
     config = LlamaConfig(rope_parameters={**YARN, "rope_theta": 1e4, "attention_factor": 0.5})
     spec = describe(config.to_dict()).rope
-    cos, sin = RotaryEmbedding(spec, head_dim=128, device=torch.device("cpu"))(torch.arange(9), dtype=torch.float32)
+    cos, sin = RotaryEmbedding(spec, device=torch.device("cpu"))(torch.arange(9), dtype=torch.float32)
     assert torch.allclose(cos**2 + sin**2, torch.full((9, 1, 64), 0.25))

@@ -11,32 +11,40 @@ from parallel.models.description import FrequencyFactors, LinearScaling, Llama3S
 class RotaryEmbedding:
     """The frequencies of one model; its cos and sin of any positions."""
 
-    def __init__(self, spec: RopeSpec, *, head_dim: int, device: torch.device) -> None:
-        self._frequencies = inverse_frequencies(spec, head_dim=head_dim).to(device)
+    def __init__(self, spec: RopeSpec, *, device: torch.device) -> None:
+        self._frequencies = inverse_frequencies(spec).to(device)
         self._attention_factor = spec.attention_factor
 
     def __call__(self, positions_T: torch.Tensor, *, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin [T, 1, head_dim / 2] of explicit positions, which zigzag rows need."""
+        """cos and sin [T, 1, rotary_dim / 2] of explicit positions, which zigzag rows need."""
         angles = positions_T.float()[:, None, None] * self._frequencies
         return (angles.cos() * self._attention_factor).to(dtype), (angles.sin() * self._attention_factor).to(dtype)
 
 
-def inverse_frequencies(rope: RopeSpec, *, head_dim: int) -> torch.Tensor:
-    """float32 [head_dim / 2], on the CPU: ranks on different devices rotate with the same bits.
+def inverse_frequencies(rope: RopeSpec) -> torch.Tensor:
+    """float32 [rotary_dim / 2], on the CPU: ranks on different devices rotate with the same bits.
 
     The order of operations is transformers': an angle is a position times a frequency, so that the rounding of a
     frequency shows after some thousand positions.
     """
-    powers = rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
+    size = rope.rotary_dim
+    powers = rope.theta ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size)
     if rope.scaling is None:
         return 1.0 / powers
     return _SCALED[type(rope.scaling)](powers, rope.scaling, theta=rope.theta)
 
 
 def rotate(x_THD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates each head of x: element i pairs with element i + head_dim / 2."""
-    left, right = x_THD.chunk(2, dim=-1)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+    """Rotates the first 2 · F elements of each head, cos and sin having F: element i pairs with element i + F.
+
+    ```
+    |  0 .. F-1  |  F .. 2F-1  |  2F ..       |
+    |  left      |  right      |  stays as is |
+    ```
+    """
+    size = cos.shape[-1]
+    left, right, rest = x_THD.tensor_split((size, 2 * size), dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin, rest], dim=-1)
 
 
 def _linear(powers: torch.Tensor, scaling: LinearScaling, *, theta: float) -> torch.Tensor:
@@ -44,17 +52,17 @@ def _linear(powers: torch.Tensor, scaling: LinearScaling, *, theta: float) -> to
 
 
 def _yarn(powers: torch.Tensor, scaling: YarnScaling, *, theta: float) -> torch.Tensor:
-    head_dim = 2 * len(powers)
+    rotary_dim = 2 * len(powers)
 
     def index_of(turns: float) -> float:
         """The frequency (a real number) that turns `turns` times within the original positions."""
         wavelength = scaling.original_positions / (turns * 2 * math.pi)
-        return head_dim * math.log(wavelength) / (2 * math.log(theta))
+        return rotary_dim * math.log(wavelength) / (2 * math.log(theta))
 
     low, high = index_of(scaling.beta_fast), index_of(scaling.beta_slow)
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
+    low, high = max(low, 0), min(high, rotary_dim - 1)
     if low == high:
         high += 0.001  # as transformers does: a ramp of width 0 has no slope
     ramp = torch.clamp((torch.arange(len(powers), dtype=torch.float32) - low) / (high - low), 0, 1)

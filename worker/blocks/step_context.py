@@ -10,7 +10,7 @@ from attention.interface import KvWrite
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
-    """The T rows of a coordinate: cos and sin [T, 1, head_dim / 2] of their positions, where their KV goes, and how
+    """The T rows of a coordinate: cos and sin [T, 1, rotary_dim / 2] of their positions, where their KV goes, and how
     they attend. `padded_rows` is what expert blocks pad to.
     """
 
