@@ -106,11 +106,13 @@ class StepTraffic:
     def _tensor(self) -> AxisTraffic:
         """A gather and a reduce-scatter of rows a block, (tp - 1)·L·H·e each; embedding and output on the end stages.
 
-        Blocks of a layer: attention, and a dense feed-forward. The embedding is one reduce-scatter; the output gathers
-        D rows, D·H·e, and sends logits, D·ceil(V / tp)·4, to each of the tp - 1 others.
+        Blocks of a layer: attention, and a dense feed-forward or a shared expert. The embedding is one reduce-scatter;
+        the output gathers D rows, D·H·e, and sends logits, D·ceil(V / tp)·4, to each of the tp - 1 others.
         """
-        tp, blocks = self.shape.attention.tp, 2 if self.description.experts is None else 1
-        sent = 2 * blocks * self._num_layers * self._row_bytes
+        tp, experts = self.shape.attention.tp, self.description.experts
+        has_shared = experts is not None and experts.shared_width > 0
+        blocks = 2 * self._num_layers - (0 if has_shared else self._num_expert_layers)
+        sent = 2 * blocks * self._row_bytes
         if self.pp_rank == 0:
             sent += self._row_bytes
         if self._is_last:
@@ -120,11 +122,15 @@ class StepTraffic:
         return AxisTraffic(axis="attn_tp", size=tp, sent_bytes=(tp - 1) * sent, what=what)
 
     def _experts(self) -> AxisTraffic:
-        """By gather and reduce-scatter: layers · (B - 1) · L · (2·H·e + 8·k). An all-to-all never sends more."""
+        """By gather and reduce-scatter, for each layer of experts: (B - 1) · L · (2·H·e + 8·k).
+
+        An all-to-all never sends more.
+        """
         assert self.description.experts is not None
         rows = (self._block_size - 1) * self._local_rows
         top_k = self.description.experts.top_k
-        sent = self._num_layers * rows * (2 * self.description.hidden_size * self._element + _CHOICE_BYTES * top_k)
+        per_row = 2 * self.description.hidden_size * self._element + _CHOICE_BYTES * top_k
+        sent = self._num_expert_layers * rows * per_row
         return AxisTraffic(axis="block", size=self._block_size, sent_bytes=sent, what="rows to the experts and back")
 
     @property
@@ -158,7 +164,15 @@ class StepTraffic:
 
     @property
     def _num_layers(self) -> int:
-        return len(stage_layers(self.description, shape=self.shape, pp_rank=self.pp_rank))
+        return len(self._layers)
+
+    @property
+    def _num_expert_layers(self) -> int:
+        return sum(self.description.has_experts(layer=layer) for layer in self._layers)
+
+    @property
+    def _layers(self) -> range:
+        return stage_layers(self.description, shape=self.shape, pp_rank=self.pp_rank)
 
     @property
     def _token_kv_bytes(self) -> int:

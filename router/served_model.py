@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 
+from parallel.checkpoint.contents import draft_layers
 from parallel.checkpoint.fingerprint import fingerprint
 from parallel.checkpoint.location import resolve_model
 from parallel.models.description import ModelDescription
@@ -37,4 +38,7 @@ def load_served_model(model: str) -> ServedModel:
         raise ClusterError("\n".join(f"model {model}: {fault}" for fault in found.faults))
     for warning in found.warnings:
         logger.warning("%s", warning)
+    skipped = draft_layers(folder, description=found.description)
+    if skipped:
+        logger.info("layers that draft further tokens are not read: model=%s layers=%s", folder, list(skipped))
     return ServedModel(description=found.description, text=found.text, fingerprint=digest)

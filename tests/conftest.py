@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.checkpoints import Oracle, tiny_llama, tiny_mixtral, tiny_qwen2, tiny_qwen3, tiny_qwen3_moe
+from tests.harness.checkpoints import (
+    Oracle,
+    tiny_glm4_moe,
+    tiny_llama,
+    tiny_mixtral,
+    tiny_qwen2,
+    tiny_qwen3,
+    tiny_qwen3_moe,
+)
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +51,20 @@ def qwen3_moe_sparse(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     """A random tiny Qwen3-MoE: dense, experts, dense; the chosen experts' weights are the softmax's."""
     folder = tmp_path_factory.mktemp("qwen3_moe_sparse")
     return tiny_qwen3_moe(folder, norm_topk_prob=False, decoder_sparse_step=2)
+
+
+@pytest.fixture(scope="session")
+def glm4_moe(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    """A random tiny GLM-4.5 with everything that its configs may switch on."""
+    return tiny_glm4_moe(tmp_path_factory.mktemp("glm4_moe"))
+
+
+@pytest.fixture(scope="session")
+def glm4_moe_plain(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    """A random tiny GLM-4.5 without biases, norms of heads, groups and dense layers; weights are the sigmoids."""
+    folder = tmp_path_factory.mktemp("glm4_moe_plain")
+    without = {"attention_bias": False, "use_qk_norm": False, "norm_topk_prob": False, "first_k_dense_replace": 0}
+    return tiny_glm4_moe(folder, **without, n_group=1, topk_group=1, n_shared_experts=1)
 
 
 @pytest.fixture

@@ -53,6 +53,13 @@ def qwen3_moe(**changes: object) -> dict[str, Any]:
     return {**TINY, **experts, "model_type": "qwen3_moe", "use_sliding_window": False, **changes}
 
 
+def glm4_moe(**changes: object) -> dict[str, Any]:
+    """The config of a tiny model whose first layer is dense; 3 of 8 experts in the others, and a shared one."""
+    experts = {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 12, "n_group": 4}
+    attention = {"attention_bias": True, "use_qk_norm": True, "num_nextn_predict_layers": 1}
+    return {**TINY, **experts, **attention, "model_type": "glm4_moe", "topk_group": 2, **changes}
+
+
 def describe(config: dict[str, Any]) -> ModelDescription:
     """The description that the family of `config` gives it."""
     return FAMILIES[config["model_type"]](config)

@@ -10,7 +10,7 @@ from pathlib import Path
 from parallel.checkpoint.fault import Fault, few
 from parallel.checkpoint.model_files import FETCH_ANEW
 from parallel.checkpoint.safetensors_header import Header, StoredEntry, read_header
-from parallel.checkpoint.weight_files import merge_entries, read_index, weight_paths
+from parallel.checkpoint.weight_files import merge_entries, read_index, stored_entries, weight_paths
 from parallel.models.description import ModelDescription
 from parallel.models.registry import describe_checkpoint
 
@@ -48,6 +48,15 @@ def find_faults(folder: Path, *, description: ModelDescription | None) -> list[F
     if description is not None:
         found += _entry_faults(entries, description=description, folder=folder)
     return found
+
+
+def draft_layers(folder: Path, *, description: ModelDescription) -> tuple[int, ...]:
+    """The layers after the last one that the weight files in `folder` hold, in a checkpoint without faults.
+
+    They draft further tokens (multi-token prediction, arXiv 2412.19437), and are not read.
+    """
+    layers = {_layer_of(name) for name in stored_entries(folder)}
+    return tuple(sorted(layer for layer in layers if layer is not None and layer >= description.num_layers))
 
 
 def _read_headers(paths: Iterable[Path]) -> tuple[dict[Path, Header], list[Fault]]:
@@ -126,9 +135,15 @@ def _is_harmless(name: str, *, description: ModelDescription) -> bool:
         return True
     if name == "lm_head.weight":
         return description.tied_embeddings
-    first, number = description.num_layers, name.removeprefix(_LAYERS).partition(".")[0]
+    layer, first = _layer_of(name), description.num_layers
+    return layer is not None and first <= layer < first + description.num_nextn_predict_layers
+
+
+def _layer_of(name: str) -> int | None:
+    """The number of the layer that a tensor's name puts it in."""
+    number = name.removeprefix(_LAYERS).partition(".")[0]
     is_layer = name.startswith(_LAYERS) and number.isdecimal() and len(number) <= _MAX_DIGITS
-    return is_layer and first <= int(number) < first + description.num_nextn_predict_layers
+    return int(number) if is_layer else None
 
 
 def _count(names: list[str], noun: str) -> str:

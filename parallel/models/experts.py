@@ -48,6 +48,18 @@ def expert_tensors(
         )
 
 
+def shared_tensors(config: Config, *, prefix: str, experts: ExpertSpec, layer: int) -> Iterator[TensorSpec]:
+    """The feed-forward at `prefix` that every row takes, cut over attention's tp as a dense one is."""
+    yield from feed_forward_tensors(
+        ("gate_proj", "up_proj", "down_proj"),
+        prefix=prefix,
+        hidden=positive(config, "hidden_size"),
+        width=experts.shared_width,
+        layer=layer,
+        split=Split.DENSE_INTERMEDIATE,
+    )
+
+
 def gate_tensors(gate: GateSpec, *, prefix: str, hidden: int, layer: int) -> Iterator[TensorSpec]:
     """The gate's weight at `prefix`, and the biases that it has."""
     shapes: dict[str, tuple[int, ...]] = {"weight": (gate.num_experts, hidden)}

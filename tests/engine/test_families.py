@@ -16,13 +16,14 @@ from tests.harness.local_replica import LocalReplica
 from tests.harness.parity import assert_logits_agree, assert_replica_agrees
 from tests.harness.running_router import running_router, topology
 
+FAMILIES = ["qwen2", "qwen3", "qwen3_moe", "qwen3_moe_sparse", "glm4_moe", "glm4_moe_plain"]
 NUM_TOKENS = 16
 SETTINGS = EngineSettings(page_size=16, max_batch_tokens=250, max_sequences=16, kv_tokens=4096)
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", ["one", "dp2", "cp2", "tp6", "pp2 cp2 tp2"])
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe", "qwen3_moe_sparse"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_gives_transformers_logits(family: str, name: str, request: pytest.FixtureRequest) -> None:
     oracle: Oracle = request.getfixturevalue(family)
     has_experts = describe_checkpoint(oracle.folder).experts is not None
@@ -33,8 +34,12 @@ def test_a_family_gives_transformers_logits(family: str, name: str, request: pyt
 
 
 @pytest.mark.timeout(180)
-def test_layers_of_both_kinds_go_through_the_router_and_the_hand_off(qwen3_moe: Oracle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["qwen3_moe", "glm4_moe"])
+def test_layers_of_both_kinds_go_through_the_router_and_the_hand_off(
+    family: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    oracle: Oracle = request.getfixturevalue(family)
     pools, devices = LAYOUTS["cp2-ep2"]
-    with running_router(topology(qwen3_moe.folder, pools=pools, devices=devices, engine=ENGINE), tmp_path) as router:
-        assert_logits_agree(router, qwen3_moe, prompts(), n=NUM_TOKENS)
+    with running_router(topology(oracle.folder, pools=pools, devices=devices, engine=ENGINE), tmp_path) as router:
+        assert_logits_agree(router, oracle, prompts(), n=NUM_TOKENS)
         router.wait_until_empty()

@@ -1,7 +1,7 @@
 """Random tiny checkpoints, written as transformers writes them, and what transformers makes of prompts with them."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
@@ -80,6 +83,19 @@ ROPES: dict[str, dict[str, Any]] = {
 }
 
 
+#: Where the usual one would bring a gate near a tie (tests/engine/test_gate_margins.py).
+_SWEEP_SEEDS = {"glm4_moe": 13}
+#: What every GLM here has.
+_GLM: dict[str, Any] = {
+    "attention_bias": True,
+    "use_qk_norm": True,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 1.5,
+    "num_nextn_predict_layers": 1,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class OracleAnswer:
     """transformers' own greedy tokens after one prompt, and the logits [n, V] that chose them."""
@@ -95,6 +111,15 @@ class Oracle:
         self.folder = folder
         self._model = model
         self.answer = functools.lru_cache(maxsize=256)(self._answer)
+
+    def gates(self) -> list[Any]:
+        """The gates of all layers, in order."""
+        return [module for name, module in self._model.named_modules() if name.endswith(("mlp.gate", "mlp.router"))]
+
+    @torch.inference_mode()
+    def run(self, token_ids: Sequence[int]) -> None:
+        """One forward over `token_ids`."""
+        self._model(torch.tensor([token_ids]), use_cache=False)
 
     @torch.inference_mode()
     def _answer(self, prompt_ids: tuple[int, ...], num_tokens: int) -> OracleAnswer:
@@ -153,12 +178,21 @@ def tiny_qwen3_moe(folder: Path, **changes: Any) -> Oracle:
     return _save(_with_skewed_gates(_with_random_vectors(model)), folder)
 
 
+def tiny_glm4_moe(folder: Path, **changes: Any) -> Oracle:
+    """A random GLM-4.5: dense, experts, experts, of which 3 of 8 from 2 of 4 groups; a layer beyond, not to be read."""
+    torch.manual_seed(25)
+    sizes = {**_SIZES, "initializer_range": 0.12, "intermediate_size": 80, "moe_intermediate_size": 40}
+    groups = {"n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2}
+    config = Glm4MoeConfig(**{**sizes, **groups, **_GLM, **changes})
+    return _with_prediction_layer(_save(_with_skewed_gates(_with_random_vectors(Glm4MoeForCausalLM(config))), folder))
+
+
 def sweep_model(folder: Path, *, family: str, num_layers: int) -> Oracle:
     """A random model whose heads, widths and vocabulary take many splits, some of them with padding.
 
     Those with experts have 24, of which 3 are chosen.
     """
-    torch.manual_seed(3)
+    torch.manual_seed(_SWEEP_SEEDS.get(family, 3))
     sizes = {**_SIZES, **_SWEEP_SIZES, "num_hidden_layers": num_layers}
     makers: dict[str, Callable[[], Any]] = {
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=44, tie_word_embeddings=False)),
@@ -180,8 +214,21 @@ def sweep_model(folder: Path, *, family: str, num_layers: int) -> Oracle:
                 mlp_only_layers=[1],
             )
         ),
+        "glm4_moe": lambda: Glm4MoeForCausalLM(
+            Glm4MoeConfig(
+                **sizes,
+                intermediate_size=44,
+                moe_intermediate_size=20,
+                n_routed_experts=24,
+                num_experts_per_tok=3,
+                n_group=6,
+                topk_group=3,
+                **_GLM,
+            )
+        ),
     }
-    return _save(_with_skewed_gates(_with_random_vectors(makers[family]())), folder)
+    oracle = _save(_with_skewed_gates(_with_random_vectors(makers[family]())), folder)
+    return _with_prediction_layer(oracle) if family == "glm4_moe" else oracle
 
 
 def from_folder(folder: Path, model_class: Any) -> Oracle:
@@ -191,10 +238,15 @@ def from_folder(folder: Path, model_class: Any) -> Oracle:
 
 @torch.no_grad()
 def _with_random_vectors(model: Any) -> Any:
-    """Biases and the weights of norms drawn anew: a fresh model's are 0 and 1, so that one left out would not show."""
-    for name, vector in model.named_parameters():
-        if vector.ndim == 1:
-            vector.copy_(torch.randn_like(vector) * 0.5 if name.endswith("bias") else torch.rand_like(vector) + 0.5)
+    """Biases and the weights of norms drawn anew: a fresh model's are 0 and 1, so that one left out would not show.
+
+    A bias may be a buffer, as that of a choice is, or have two dimensions, as experts' have.
+    """
+    for name, vector in (*model.named_parameters(), *model.named_buffers()):
+        if name.endswith("bias"):
+            vector.copy_(torch.randn_like(vector) * 0.5)
+        elif vector.ndim == 1 and name.endswith("weight"):
+            vector.copy_(torch.rand_like(vector) + 0.5)
     return model
 
 
@@ -205,6 +257,23 @@ def _with_skewed_gates(model: Any) -> Any:
         if name.endswith("mlp.gate.weight"):
             weight.mul_(torch.linspace(1.0, 6.0, len(weight)).unsqueeze(1))
     return model
+
+
+def _with_prediction_layer(oracle: Oracle) -> Oracle:
+    """The checkpoint with a layer that drafts further tokens, as GLM-4.5 is published; transformers saves none."""
+    file = oracle.folder / "model.safetensors"
+    tensors = load_file(file)
+    numbers = [int(name.split(".")[2]) for name in tensors if name.startswith("model.layers.")]
+    last, extra = f"model.layers.{max(numbers)}.", f"model.layers.{max(numbers) + 1}."
+    layer = {name.replace(last, extra): torch.randn_like(value) for name, value in tensors.items() if last in name}
+    hidden = len(tensors["model.norm.weight"])
+    layer[f"{extra}eh_proj.weight"] = torch.randn(hidden, 2 * hidden)
+    for name in ("enorm.weight", "hnorm.weight", "shared_head.norm.weight"):
+        layer[extra + name] = torch.randn(hidden)
+    for name in ("embed_tokens.weight", "shared_head.head.weight"):
+        layer[extra + name] = torch.randn(VOCAB_SIZE, hidden)
+    save_file({**tensors, **layer}, file, metadata={"format": "pt"})
+    return oracle
 
 
 def _save(model: Any, folder: Path) -> Oracle:

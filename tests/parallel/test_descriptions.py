@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from parallel.models.gates import GateSpec, Scoring
 from parallel.models.registry import describe_checkpoint
-from tests.tiny_models import describe, llama, mixtral, qwen2, qwen3, qwen3_moe, write_config
+from tests.tiny_models import describe, glm4_moe, llama, mixtral, qwen2, qwen3, qwen3_moe, write_config
 
 
 def test_a_dense_model_has_a_width_and_no_experts() -> None:
@@ -28,7 +29,7 @@ def test_a_tied_output_has_no_tensor_of_its_own() -> None:
 
 
 def test_tensor_names_are_distinct() -> None:
-    for config in (llama(), mixtral(), qwen2(), qwen3(), qwen3_moe(mlp_only_layers=[0])):
+    for config in (llama(), mixtral(), qwen2(), qwen3(), qwen3_moe(mlp_only_layers=[0]), glm4_moe()):
         names = [spec.name for spec in describe(config).tensors]
         assert len(names) == len(set(names))
 
@@ -126,6 +127,64 @@ def test_experts_that_cannot_be_are_refused(changes: dict[str, object], sentence
     assert sentence in str(caught.value)
 
 
+def test_a_gate_of_glm_is_what_its_config_says() -> None:
+    experts = describe(glm4_moe(routed_scaling_factor=2.5, n_shared_experts=2, norm_topk_prob=False)).experts
+    assert experts is not None
+    assert experts.gate == GateSpec(
+        num_experts=8,
+        top_k=3,
+        scoring=Scoring.SIGMOID,
+        renormalise=False,
+        scale=2.5,
+        has_correction=True,
+        num_groups=4,
+        kept_groups=2,
+    )
+    assert (experts.layers, experts.shared_width) == ((1, 2, 3), 24)
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [({}, set()), ({"attention_bias": False}, {"k_proj.bias"}), ({"use_qk_norm": False}, {"k_norm.weight"})],
+)
+def test_biases_and_norms_of_glm_are_as_the_config_says(changes: dict[str, object], names: set[str]) -> None:
+    found = {spec.name.removeprefix("model.layers.2.self_attn.") for spec in describe(glm4_moe(**changes)).tensors}
+    assert {"k_proj.bias", "k_norm.weight"} - found == names
+
+
+@pytest.mark.parametrize(("first", "num_dense"), [({}, 1), ({"first_k_dense_replace": 0}, 0)])
+def test_glm_begins_with_its_dense_layers(first: dict[str, int], num_dense: int) -> None:
+    description = describe(glm4_moe(**first))
+    assert [layer for layer in range(4) if description.has_experts(layer=layer)] == list(range(num_dense, 4))
+    assert description.intermediate_size == (20 if num_dense else None)
+    all_dense = describe(glm4_moe(first_k_dense_replace=9))
+    assert (all_dense.experts, all_dense.intermediate_size) == (None, 20)
+
+
+def test_glm_rotates_half_of_a_head_unless_its_config_says_more() -> None:
+    assert describe(glm4_moe()).rope.rotary_dim == 2
+    assert describe(glm4_moe(rope_parameters={"partial_rotary_factor": 1.0})).rope.rotary_dim == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"n_group": 3}, "n_group = 3: 8 experts are no equal groups of two or more"),
+        ({"n_group": 8}, "n_group = 8: 8 experts are no equal groups of two or more"),
+        ({"topk_group": 5}, "topk_group = 5: it must be at most 4"),
+        ({"topk_group": 1}, "num_experts_per_tok = 3, more than topk_group = 1 groups of 2 experts have"),
+        ({"use_qk_norm": "yes"}, "use_qk_norm = 'yes': only True, False runs yet"),
+        ({"routed_scaling_factor": -1}, "routed_scaling_factor = -1"),
+        ({"n_shared_experts": 0}, "n_shared_experts = 0: it must be a positive integer"),
+        ({"n_routed_experts": 2}, "num_experts_per_tok = 3, more than n_routed_experts = 2"),
+    ],
+)
+def test_a_gate_of_glm_that_cannot_be_is_refused(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        describe(glm4_moe(**changes))
+    assert sentence in str(caught.value)
+
+
 def test_a_head_size_that_is_left_out_is_the_familys_own() -> None:
     left_out = {key: value for key, value in qwen3().items() if key != "head_dim"}
     assert describe(left_out).head_dim == 128
@@ -134,7 +193,7 @@ def test_a_head_size_that_is_left_out_is_the_familys_own() -> None:
 
 def test_an_unknown_family_is_refused_with_those_that_run(tmp_path: Path) -> None:
     write_config(tmp_path, llama(model_type="gpt2"))
-    with pytest.raises(ValueError, match="model_type 'gpt2': the families that run are llama, mixtral, "):
+    with pytest.raises(ValueError, match="model_type 'gpt2': the families that run are glm4_moe, llama, mixtral, "):
         describe_checkpoint(tmp_path)
 
 

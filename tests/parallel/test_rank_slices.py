@@ -12,7 +12,7 @@ from parallel.model_share import ModelShare, TensorSlice
 from parallel.models.description import ModelDescription, Part
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from parallel.sharding import even_interval, experts_of, kv_head_interval, stage_layers
-from tests.tiny_models import describe, llama, mixtral, qwen2, qwen3, qwen3_moe
+from tests.tiny_models import describe, glm4_moe, llama, mixtral, qwen2, qwen3, qwen3_moe
 
 # Uneven on purpose: 50 words and a width of 20 are not divisible by 8, 3 KV heads meet 9 query heads.
 DENSE = describe(llama())
@@ -20,6 +20,7 @@ MOE = describe(mixtral())
 TIED = describe(mixtral(tie_word_embeddings=True))
 BIASED = describe(qwen2())
 MIXED = describe(qwen3_moe(mlp_only_layers=[1]))
+SHARED = describe(glm4_moe())
 NORMED = describe(qwen3())
 THREE_KV_HEADS = describe(llama(num_attention_heads=9, num_key_value_heads=3))
 
@@ -46,7 +47,7 @@ def moe_shapes() -> list[ReplicaShape]:
 CASES = [
     *((model, shape) for model in (DENSE, BIASED, NORMED) for shape in dense_shapes()),
     *((THREE_KV_HEADS, shape) for shape in dense_shapes((1, 3, 9))),
-    *((model, shape) for model in (MOE, TIED, MIXED) for shape in moe_shapes()),
+    *((model, shape) for model in (MOE, TIED, MIXED, SHARED) for shape in moe_shapes()),
 ]
 
 

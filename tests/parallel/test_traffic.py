@@ -5,7 +5,7 @@ import pytest
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from parallel.traffic import StepTraffic, busiest_traffic, handoff_bytes_per_token
-from tests.tiny_models import describe, llama, mixtral
+from tests.tiny_models import describe, glm4_moe, llama, mixtral, qwen3_moe
 
 # 4 layers, hidden 32, 8 query heads and 4 KV heads of 4, vocabulary 50, 8 experts of which 2; float32.
 DENSE = describe(llama())
@@ -40,6 +40,20 @@ def test_tp_gathers_and_scatters_rows_around_each_block_and_at_both_ends() -> No
     assert sent(dense(tp=4)) == {"attn_tp": 3 * (4 * 2 * 2 * rows + rows + logits)}
     # A layer of experts has one block that tp shares: attention.
     assert sent(moe(tp=4, moe_dp=4)) == {"attn_tp": 3 * (4 * 2 * rows + rows + logits)}
+
+
+def test_a_shared_expert_gathers_and_scatters_as_a_dense_layer_does_and_only_layers_with_experts_dispatch() -> None:
+    def of(config: dict[str, object]) -> dict[str, int]:
+        shape = moe(tp=4, ep=4)
+        traffic = StepTraffic(description=describe(config), shape=shape, settings=SETTINGS, pool="prefill", pp_rank=0)
+        return {row.axis: row.sent_bytes for row in traffic.axes()}
+
+    row, choice = 12 * 32 * 4, 12 * (2 * 32 * 4 + 3 * 8)
+    ends = row + 3 * (32 * 4 + 13 * 4)
+    shared = of(glm4_moe())
+    assert shared == {"attn_tp": 3 * (4 * 2 * 2 * row + ends), "block": 3 * 3 * choice}
+    mixed = of(qwen3_moe(mlp_only_layers=[0, 2], num_experts_per_tok=3))
+    assert mixed == {"attn_tp": 3 * ((2 + 1 + 2 + 1) * 2 * row + ends), "block": 2 * 3 * choice}
 
 
 def test_prefill_gathers_the_kv_of_its_share_of_tokens_new_and_cached() -> None:

@@ -204,6 +204,19 @@ def test_a_router_logs_the_models_warnings(folder: Path, caplog: pytest.LogCaptu
     assert "num_beams = 4" in caplog.text
 
 
+def test_a_layer_that_drafts_tokens_is_left_out_with_one_line_of_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    config = tiny_models.glm4_moe()
+    load_served_model(str(write_checkpoint(tmp_path / "without", config)))
+    assert not caplog.records
+    drafts = {f"model.layers.4.{name}.weight": (2,) for name in ("eh_proj", "enorm")}
+    folder = write_checkpoint(tmp_path / "with", config, **drafts)
+    load_served_model(str(folder))
+    assert caplog.messages == [f"layers that draft further tokens are not read: model={folder} layers=[4]"]
+
+
 def test_of_a_hub_id_the_check_says_that_the_weights_were_not_looked_at(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,13 @@ MUTANTS = (
         pair="mixtral unified=dp2.ep2",
     ),
     Mutant(
+        name="the correction of a choice as a weight",
+        path="moe/gate.py",
+        before="weights_TK = scores_TE.gather(1, ids_TK)",
+        after="weights_TK = choice_TE.gather(1, ids_TK)",
+        pair="glm4_moe unified=pp2",
+    ),
+    Mutant(
         name="a copy of the hand-off",
         path="parallel/handoff.py",
         before="num_tokens=num_tokens,",

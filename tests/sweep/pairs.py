@@ -65,7 +65,7 @@ def parse_pair(text: str) -> Pair:
     )
 
 
-FAMILIES = ("llama", "mixtral", "qwen2", "qwen3", "qwen3_moe")
+FAMILIES = ("llama", "mixtral", "qwen2", "qwen3", "qwen3_moe", "glm4_moe")
 #: Families without experts, and the axes that they have.
 DENSE = frozenset({"llama", "qwen2", "qwen3"})
 DENSE_AXES = ("pp", "dp", "cp", "tp")
@@ -138,6 +138,9 @@ CORNERS = (
     "qwen2 prefill=tp4 decode=cp2.tp2 pages=8.4",
     "qwen3 prefill=cp2.tp4 decode=pp2.tp4",
     "qwen3_moe prefill=cp4.moe_dp2.ep2 decode=tp2.dp2.moe_dp2.moe_tp2 dispatch=all_to_all",
+    "glm4_moe prefill=tp8.moe_dp8 decode=dp2.tp4.ep2.moe_tp4 pages=8.4",
+    "glm4_moe prefill=cp2.tp2.ep4 decode=pp2.cp2.moe_dp2 pages=4.16 dispatch=all_to_all",
+    "glm4_moe unified=pp2.dp2.tp2.moe_dp2.ep2",
     "mixtral prefill=dp8.ep8 decode=dp8.moe_tp8",
     "mixtral prefill=cp8.moe_dp8 decode=cp8.ep8 exchange=pass_q",
     "mixtral prefill=cp3 decode=dp3.moe_tp3",

@@ -42,6 +42,10 @@ class Parts:
         self._backend = backend
         self._expert_share = expert_share
 
+    def has(self, name: str) -> bool:
+        """Whether the model has the tensor `name`: what a config may switch off, its forward asks for."""
+        return name in self._weights
+
     def embedding(self, name: str) -> Embedding:
         """The token embedding; its weight stays for an output that is tied to it."""
         return Embedding(self._weights[name], tp=self._groups["attn_tp"])

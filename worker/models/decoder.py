@@ -38,10 +38,29 @@ def decoder_layer(
 
 def dense_block(parts: Parts, *, layer: int) -> Block:
     """The dense feed-forward of layer `layer` under the names of the Llama family."""
-    prefix = f"model.layers.{layer}.mlp"
+    return feed_forward_block(parts, prefix=f"model.layers.{layer}.mlp")
+
+
+def feed_forward_block(parts: Parts, *, prefix: str) -> Block:
+    """The dense feed-forward at `prefix` under the names of the Llama family."""
     return parts.feed_forward(
         gate=f"{prefix}.gate_proj.weight", up=f"{prefix}.up_proj.weight", down=f"{prefix}.down_proj.weight"
     )
+
+
+class Sum:
+    """Blocks side by side: the contributions of all, run in order."""
+
+    def __init__(self, *blocks: Block) -> None:
+        self._blocks = blocks
+
+    def __call__(self, x_TH: torch.Tensor, context: StepContext) -> torch.Tensor:
+        """Collective as its blocks are: x [T, H] to their contribution [T, H]."""
+        first, *rest = self._blocks
+        out_TH = first(x_TH, context)
+        for block in rest:
+            out_TH = out_TH + block(x_TH, context)
+        return out_TH
 
 
 @dataclass(frozen=True, kw_only=True)

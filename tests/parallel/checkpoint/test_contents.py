@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from parallel.checkpoint.contents import find_faults, require_sound
+from parallel.checkpoint.contents import draft_layers, find_faults, require_sound
 from parallel.models.registry import describe_checkpoint
 from tests import tiny_models
 from tests.harness.checkpoints import Oracle
@@ -19,6 +19,7 @@ FAMILIES = {
     "qwen2": tiny_models.qwen2(),
     "qwen3": tiny_models.qwen3(),
     "qwen3_moe": tiny_models.qwen3_moe(mlp_only_layers=[1]),
+    "glm4_moe": tiny_models.glm4_moe(),
 }
 
 
@@ -75,6 +76,14 @@ def test_layers_that_draft_further_tokens_are_harmless_and_those_beyond_them_are
     extra = {f"model.layers.{layer}.eh_proj.weight": (2,) for layer in range(4, 7)}
     (found,) = faults(tmp_path, {**config, "num_nextn_predict_layers": 2}, **extra)
     assert "holds 1 tensor" in found and "model.layers.6.eh_proj.weight" in found
+
+
+def test_layers_that_draft_further_tokens_are_found_where_the_files_hold_them(tmp_path: Path) -> None:
+    config = tiny_models.glm4_moe()
+    write_checkpoint(tmp_path, config)
+    assert draft_layers(tmp_path, description=describe_checkpoint(tmp_path)) == ()
+    write_checkpoint(tmp_path, config, **{f"model.layers.4.{name}.weight": (2,) for name in ("eh_proj", "mlp.gate")})
+    assert draft_layers(tmp_path, description=describe_checkpoint(tmp_path)) == (4,)
 
 
 def test_inverse_frequencies_are_harmless_whatever_their_dtype(tmp_path: Path) -> None:
