@@ -72,7 +72,8 @@ class ModelShare:
         """Every tensor slice; no tensor of an expert that it does not hold."""
         held = frozenset(self.experts)
         for spec in self.description.tensors:
-            if (spec.expert is None or spec.expert in held) and self._is_on_stage(spec):
+            is_held = spec.expert is None or spec.expert in held
+            if is_held and self._is_on_stage(spec) and self._adds(spec.added_over):
                 intervals = [Interval(start=0, end=size, padded=size) for size in spec.shape]
                 for dim, split in spec.splits:
                     intervals[dim] = self._interval(split, spec.shape[dim])
@@ -96,10 +97,19 @@ class ModelShare:
         assert spec.layer is not None
         return spec.layer in self.layers
 
+    def _adds(self, split: Split | None) -> bool:
+        """Whether this rank adds a bias to the sum over the ranks of `split`; one that is no sum's it always does."""
+        if split is None:
+            return True
+        is_experts = split in (Split.EXPERT_INTERMEDIATE, Split.EXPERT_PAIRS)
+        return (self.coordinates.moe_tp_rank if is_experts else self.coordinates.attn_tp_rank) == 0
+
     def _interval(self, split: Split, size: int) -> Interval:
-        if split is Split.EXPERT_INTERMEDIATE:
+        if split in (Split.EXPERT_INTERMEDIATE, Split.EXPERT_PAIRS):
             assert self.shape.experts is not None and self.coordinates.moe_tp_rank is not None
-            return even_interval(size, parts=self.shape.experts.moe_tp, index=self.coordinates.moe_tp_rank)
+            width = 2 if split is Split.EXPERT_PAIRS else 1
+            part = even_interval(size // width, parts=self.shape.experts.moe_tp, index=self.coordinates.moe_tp_rank)
+            return Interval(start=part.start * width, end=part.end * width, padded=part.padded * width)
         if split is Split.KV_HEADS:
             heads, width = self.kv_heads, size // self.description.num_kv_heads
             return Interval(start=heads.start * width, end=heads.end * width, padded=heads.padded * width)

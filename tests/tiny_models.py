@@ -9,7 +9,9 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+from parallel.models import gpt_oss as gpt_oss_family
 from parallel.models.description import ModelDescription
+from parallel.models.file_tensors import PLAIN_FLOATS
 from parallel.models.registry import FAMILIES
 
 ITEM_BYTES: dict[str, float] = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8, "F8_E4M3": 1, "I8": 1, "U8": 1, "F4": 0.5}
@@ -60,9 +62,20 @@ def glm4_moe(**changes: object) -> dict[str, Any]:
     return {**TINY, **experts, **attention, "model_type": "glm4_moe", "topk_group": 2, **changes}
 
 
+def gpt_oss(**changes: object) -> dict[str, Any]:
+    """The config of a tiny model with windows in every other layer and 2 of 8 experts."""
+    return {**TINY, "num_local_experts": 8, "num_experts_per_tok": 2, "model_type": "gpt_oss", **changes}
+
+
+def mxfp4_gpt_oss(**changes: object) -> dict[str, Any]:
+    """The same as it is published, its experts' weights in blocks."""
+    quantised = {"quantization_config": {"quant_method": "mxfp4"}, "hidden_size": 64, "intermediate_size": 96}
+    return gpt_oss(**{**quantised, **changes})
+
+
 def describe(config: dict[str, Any]) -> ModelDescription:
     """The description that the family of `config` gives it."""
-    return FAMILIES[config["model_type"]](config)
+    return {**FAMILIES, "gpt_oss": gpt_oss_family.describe}[config["model_type"]](config)
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> Path:
@@ -85,8 +98,12 @@ def write_checkpoint(folder: Path, config: dict[str, Any], /, **changes: Any) ->
 
 
 def shapes(config: dict[str, Any]) -> dict[str, Any]:
-    """The shape of each tensor that the model of `config` reads."""
-    return {spec.name: spec.shape for spec in describe(config).tensors}
+    """What `write_tensors` takes to write each tensor that the model of `config` reads."""
+    tensors = [tensor for spec in describe(config).tensors for tensor in spec.in_files]
+    return {
+        tensor.name: tensor.shape if tensor.dtypes == PLAIN_FLOATS else (tensor.dtypes[0], tensor.shape)
+        for tensor in tensors
+    }
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Any]) -> None:

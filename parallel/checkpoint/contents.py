@@ -12,10 +12,9 @@ from parallel.checkpoint.model_files import FETCH_ANEW
 from parallel.checkpoint.safetensors_header import Header, StoredEntry, read_header
 from parallel.checkpoint.weight_files import merge_entries, read_index, stored_entries, weight_paths
 from parallel.models.description import ModelDescription
+from parallel.models.file_tensors import PLAIN_FLOATS, FileTensor
 from parallel.models.registry import describe_checkpoint
 
-#: What the loader casts from: plain floats.
-_DTYPES = ("F32", "F16", "BF16", "F64")
 _UNQUANTISED = "serve the checkpoint that it was quantised from"
 _LAYERS = "model.layers."
 _MAX_FILE_FAULTS = 3
@@ -87,24 +86,29 @@ def _index_faults(index: Mapping[str, Path], *, headers: Mapping[Path, Header], 
 def _entry_faults(
     entries: Mapping[str, StoredEntry], *, description: ModelDescription, folder: Path
 ) -> Iterator[Fault]:
-    wanted = {spec.name: spec.shape for spec in description.tensors}
+    wanted = {tensor.name: tensor for spec in description.tensors for tensor in spec.in_files}
     missing = [name for name in wanted if name not in entries]
     if missing:
         yield Fault(
             what=f"{folder} lacks {_count(missing, 'tensor')} that its config.json calls for: {few(missing)}",
             remedy=f"{FETCH_ANEW}, or correct config.json",
         )
-    left = [name for name in entries if name not in wanted and not _is_harmless(name, description=description)]
+    left = [
+        f"{name} in {entry.file.name}"
+        for name, entry in entries.items()
+        if name not in wanted and not _is_harmless(name, description=description)
+    ]
     if left:
         yield Fault(
             what=f"{folder} holds {_count(left, 'tensor')} that {description.family} does not read: {few(left)}",
             remedy=f"where they are scales, {_UNQUANTISED}; else one whose config.json and weights belong together",
         )
-    yield from _dtype_faults({name: entries[name] for name in wanted if name in entries}, folder=folder)
+    found = [(tensor, entries[name]) for name, tensor in wanted.items() if name in entries]
+    yield from _dtype_faults(found, folder=folder)
     others = [
-        f"{name} is {entries[name].shape}, config.json asks for {shape}"
-        for name, shape in wanted.items()
-        if name in entries and entries[name].shape != shape
+        f"{tensor.name} in {entry.file.name} is {entry.shape}, config.json asks for {tensor.shape}"
+        for tensor, entry in found
+        if entry.shape != tensor.shape
     ]
     if others:
         yield Fault(
@@ -113,16 +117,17 @@ def _entry_faults(
         )
 
 
-def _dtype_faults(entries: Mapping[str, StoredEntry], *, folder: Path) -> Iterator[Fault]:
-    by_dtype: dict[str, list[str]] = {}
-    for name, entry in entries.items():
-        by_dtype.setdefault(entry.dtype, []).append(name)
-    for dtype, names in by_dtype.items():
-        if dtype not in _DTYPES:
-            yield Fault(
-                what=f"{folder} stores {_count(names, 'tensor')} as {dtype}, which is no plain float: {few(names)}",
-                remedy=f"{_UNQUANTISED} ({', '.join(_DTYPES)} are read)",
-            )
+def _dtype_faults(found: Iterable[tuple[FileTensor, StoredEntry]], *, folder: Path) -> Iterator[Fault]:
+    by_dtype: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for tensor, entry in found:
+        if entry.dtype not in tensor.dtypes:
+            by_dtype.setdefault((entry.dtype, tensor.dtypes), []).append(f"{tensor.name} in {entry.file.name}")
+    for (dtype, wanted), names in by_dtype.items():
+        why = "no plain float" if wanted == PLAIN_FLOATS else f"not {', '.join(wanted)}"
+        yield Fault(
+            what=f"{folder} stores {_count(names, 'tensor')} as {dtype}, which is {why}: {few(names)}",
+            remedy=f"{_UNQUANTISED} ({', '.join(wanted)} are read)",
+        )
 
 
 def _is_harmless(name: str, *, description: ModelDescription) -> bool:

@@ -97,9 +97,11 @@ def outer_tensors(config: Config) -> Iterator[TensorSpec]:
 
 
 def attention_tensors(
-    config: Config, *, layer: int, qkv_bias: bool = False, qk_norm: bool = False
+    config: Config, *, layer: int, qkv_bias: bool = False, o_bias: bool = False, qk_norm: bool = False
 ) -> Iterator[TensorSpec]:
     """The two norms of a layer and its four projections; a bias is cut over ranks as its weight's rows are.
+
+    That of o_proj, whose product is a sum over tp ranks, is added by the first of them.
 
     `qk_norm` adds the norms over one head of q and of k, which every rank holds whole.
     """
@@ -124,6 +126,14 @@ def attention_tensors(
             yield TensorSpec(
                 name=f"{prefix}.self_attn.{name}.bias", shape=shape[:1], part=Part.LAYER, layer=layer, splits=(split,)
             )
+    if o_bias:
+        yield TensorSpec(
+            name=f"{prefix}.self_attn.o_proj.bias",
+            shape=(hidden,),
+            part=Part.LAYER,
+            layer=layer,
+            added_over=Split.QUERY_HEADS,
+        )
 
 
 def feed_forward_tensors(

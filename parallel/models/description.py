@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from parallel.models.file_tensors import ExpertStack, FileTensor, stacked_in
 from parallel.models.gates import SWIGLU, Activation, GateSpec
 
 
@@ -19,6 +20,7 @@ class Split(Enum):
     VOCABULARY = "vocabulary over attention tp, zero-padded"
     DENSE_INTERMEDIATE = "feed-forward width over attention tp, zero-padded"
     EXPERT_INTERMEDIATE = "an expert's width over moe_tp, zero-padded"
+    EXPERT_PAIRS = "an expert's width over moe_tp, zero-padded, a row of gate and one of up in turn"
 
 
 class Part(Enum):
@@ -31,9 +33,11 @@ class Part(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """One tensor of the checkpoint. `splits` maps a dimension to its split; `expert` is set for an expert's own.
+    """One tensor of the model. `splits` maps a dimension to its split; `expert` is set for an expert's own.
 
-    One `in_float32` is held and computed with in float32 whatever the model's dtype is.
+    The weight files hold it under its name, or in the `stack` of all experts. A bias that is added to a sum over the
+    ranks of a split is held by the first of them alone, and is in the sum once: `added_over` that split. One
+    `in_float32` is held and computed with in float32 whatever the model's dtype is.
     """
 
     name: str
@@ -42,7 +46,16 @@ class TensorSpec:
     layer: int | None = None
     expert: int | None = None
     splits: tuple[tuple[int, Split], ...] = ()
+    stack: ExpertStack | None = None
+    added_over: Split | None = None
     in_float32: bool = False
+
+    @property
+    def in_files(self) -> tuple[FileTensor, ...]:
+        """What the weight files hold it in."""
+        if self.stack is None:
+            return (FileTensor(name=self.name, shape=self.shape),)
+        return stacked_in(self.stack, self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)

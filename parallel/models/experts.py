@@ -1,10 +1,12 @@
 """The parts of a description that layers of experts have in common."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from parallel.models.config_values import Config, positive
 from parallel.models.decoder import feed_forward_tensors
 from parallel.models.description import ExpertSpec, Part, Split, TensorSpec
+from parallel.models.file_tensors import ExpertStack, StackForm
 from parallel.models.gates import GateSpec, Scoring
 
 #: Each is described by itself, so a number that is a mistake must end before it is counted out.
@@ -46,6 +48,40 @@ def expert_tensors(
             split=Split.EXPERT_INTERMEDIATE,
             expert=expert,
         )
+
+
+def paired_expert_tensors(
+    *, prefix: str, experts: ExpertSpec, hidden: int, layer: int, form: StackForm
+) -> Iterator[TensorSpec]:
+    """Experts with biases whose gate and up projection are one tensor, their rows in turn, all experts' in one stack.
+
+    Expert E's are `prefix`.E.gate_up_proj [2 · width, hidden] and down_proj [hidden, width], with _bias each.
+    """
+    width, pairs, columns = experts.intermediate_size, Split.EXPERT_PAIRS, Split.EXPERT_INTERMEDIATE
+    for expert in range(experts.num_experts):
+        for name, shape, split in (
+            ("gate_up_proj", (2 * width, hidden), (0, pairs)),
+            ("down_proj", (hidden, width), (1, columns)),
+        ):
+            is_sum = split[1] is columns
+            weight = TensorSpec(
+                name=f"{prefix}.{expert}.{name}",
+                shape=shape,
+                part=Part.LAYER,
+                layer=layer,
+                expert=expert,
+                splits=(split,),
+                stack=ExpertStack(name=f"{prefix}.{name}", num_experts=experts.num_experts, form=form),
+            )
+            yield weight
+            yield replace(
+                weight,
+                name=f"{weight.name}_bias",
+                shape=shape[:1],
+                splits=() if is_sum else (split,),
+                stack=ExpertStack(name=f"{prefix}.{name}_bias", num_experts=experts.num_experts, form=StackForm.AS_IS),
+                added_over=columns if is_sum else None,
+            )
 
 
 def shared_tensors(config: Config, *, prefix: str, experts: ExpertSpec, layer: int) -> Iterator[TensorSpec]:

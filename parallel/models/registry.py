@@ -6,7 +6,7 @@ from parallel.checkpoint.model_files import read_json_object
 from parallel.checkpoint.tied_output import untie_where_stored
 from parallel.models import glm4_moe, llama, mixtral, qwen2, qwen3, qwen3_moe
 from parallel.models.description import Describe, ModelDescription
-from parallel.models.quantisation import require_unquantised
+from parallel.models.quantisation import require_readable
 
 FAMILIES: dict[str, Describe] = {
     "glm4_moe": glm4_moe.describe,
@@ -31,7 +31,7 @@ def describe_checkpoint(folder: Path) -> ModelDescription:
     if not isinstance(family, str) or family not in FAMILIES:
         raise ValueError(f"{path} has model_type {family!r}: the families that run are {', '.join(FAMILIES)}")
     try:
-        require_unquantised(config)
+        require_readable(config, family=family)
         return FAMILIES[family](untie_where_stored(config, folder=folder))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

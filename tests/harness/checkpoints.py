@@ -1,7 +1,7 @@
 """Random tiny checkpoints, written as transformers writes them, and what transformers makes of prompts with them."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     Glm4MoeConfig,
     Glm4MoeForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
@@ -54,6 +56,7 @@ _SWEEP_SIZES: dict[str, Any] = {
 ORIGINAL_POSITIONS = 256
 _ORIGINAL: dict[str, Any] = {"original_max_position_embeddings": ORIGINAL_POSITIONS}
 _YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, **_ORIGINAL}
+_UNTRUNCATED: dict[str, Any] = {"rope_theta": 150000.0, "truncate": False, **_YARN}
 #: Llama's changes for each rope kind. The last two are served to their original length alone, so it is longer.
 ROPES: dict[str, dict[str, Any]] = {
     "linear": {
@@ -115,6 +118,10 @@ class Oracle:
     def gates(self) -> list[Any]:
         """The gates of all layers, in order."""
         return [module for name, module in self._model.named_modules() if name.endswith(("mlp.gate", "mlp.router"))]
+
+    def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The model's own, by name: one that is changed before the first answer changes all of them."""
+        yield from self._model.named_parameters()
 
     @torch.inference_mode()
     def run(self, token_ids: Sequence[int]) -> None:
@@ -187,6 +194,15 @@ def tiny_glm4_moe(folder: Path, **changes: Any) -> Oracle:
     return _with_prediction_layer(_save(_with_skewed_gates(_with_random_vectors(Glm4MoeForCausalLM(config))), folder))
 
 
+def tiny_gpt_oss(folder: Path, **changes: Any) -> Oracle:
+    """A random gpt-oss, 3 of 8 experts; its limit cuts often, its window is shorter than a prompt and a chunk."""
+    torch.manual_seed(8)
+    sizes = {**_SIZES, "initializer_range": 0.12, "intermediate_size": 40, "num_local_experts": 8}
+    own = {"num_experts_per_tok": 3, "swiglu_limit": 0.6, "sliding_window": 37, "rope_parameters": _UNTRUNCATED}
+    config = GptOssConfig(**{**sizes, **own, **changes})
+    return _save(_with_skewed_gates(_with_random_vectors(GptOssForCausalLM(config))), folder)
+
+
 def sweep_model(folder: Path, *, family: str, num_layers: int) -> Oracle:
     """A random model whose heads, widths and vocabulary take many splits, some of them with padding.
 
@@ -245,7 +261,7 @@ def _with_random_vectors(model: Any) -> Any:
     for name, vector in (*model.named_parameters(), *model.named_buffers()):
         if name.endswith("bias"):
             vector.copy_(torch.randn_like(vector) * 0.5)
-        elif vector.ndim == 1 and name.endswith("weight"):
+        elif vector.ndim == 1 and name.endswith(("weight", "sinks")):
             vector.copy_(torch.rand_like(vector) + 0.5)
     return model
 
@@ -254,7 +270,7 @@ def _with_random_vectors(model: Any) -> Any:
 def _with_skewed_gates(model: Any) -> Any:
     """Gates that send most rows to some experts, and few or none to others."""
     for name, weight in model.named_parameters():
-        if name.endswith("mlp.gate.weight"):
+        if name.endswith(("mlp.gate.weight", "mlp.router.weight")):
             weight.mul_(torch.linspace(1.0, 6.0, len(weight)).unsqueeze(1))
     return model
 

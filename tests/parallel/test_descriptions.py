@@ -5,9 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from parallel.models.gates import GateSpec, Scoring
+from parallel.models.gates import Activation, GateSpec, Scoring
+from parallel.models.gpt_oss import layer_windows
+from parallel.models.quantisation import require_readable
 from parallel.models.registry import describe_checkpoint
-from tests.tiny_models import describe, glm4_moe, llama, mixtral, qwen2, qwen3, qwen3_moe, write_config
+from tests.tiny_models import (
+    describe,
+    glm4_moe,
+    gpt_oss,
+    llama,
+    mixtral,
+    mxfp4_gpt_oss,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    write_config,
+)
 
 
 def test_a_dense_model_has_a_width_and_no_experts() -> None:
@@ -29,7 +42,7 @@ def test_a_tied_output_has_no_tensor_of_its_own() -> None:
 
 
 def test_tensor_names_are_distinct() -> None:
-    for config in (llama(), mixtral(), qwen2(), qwen3(), qwen3_moe(mlp_only_layers=[0]), glm4_moe()):
+    for config in (llama(), mixtral(), qwen2(), qwen3(), qwen3_moe(mlp_only_layers=[0]), glm4_moe(), gpt_oss()):
         names = [spec.name for spec in describe(config).tensors]
         assert len(names) == len(set(names))
 
@@ -183,6 +196,54 @@ def test_a_gate_of_glm_that_cannot_be_is_refused(changes: dict[str, object], sen
     with pytest.raises(ValueError) as caught:
         describe(glm4_moe(**changes))
     assert sentence in str(caught.value)
+
+
+def test_experts_of_gpt_oss_are_clamped_and_their_gate_has_a_bias_in_its_logits() -> None:
+    experts = describe(gpt_oss(swiglu_limit=3.0)).experts
+    assert experts is not None
+    assert experts.activation == Activation(alpha=1.702, up_offset=1.0, limit=3.0)
+    assert (experts.gate.scoring, experts.gate.renormalise, experts.gate.has_bias) == (Scoring.SOFTMAX, True, True)
+
+
+def test_windows_of_gpt_oss_are_in_every_other_layer_unless_its_config_says_where() -> None:
+    assert layer_windows(gpt_oss(sliding_window=7)) == (7, None, 7, None)
+    kinds = ["full_attention", "full_attention", "sliding_attention", "full_attention"]
+    assert layer_windows(gpt_oss(sliding_window=7, layer_types=kinds)) == (None, None, 7, None)
+    assert layer_windows(gpt_oss(sliding_window=None, layer_types=["full_attention"] * 4)) == (None,) * 4
+
+
+@pytest.mark.parametrize("layer", range(4))
+def test_every_layer_of_gpt_oss_has_a_sink_for_each_query_head(layer: int) -> None:
+    (sinks,) = [spec for spec in describe(gpt_oss()).tensors if spec.name == f"model.layers.{layer}.self_attn.sinks"]
+    assert (sinks.shape, sinks.in_float32) == ((8,), True)
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (gpt_oss(layer_types=["full_attention"]), "layer_types = ['full_attention']: it must be a list of 4 kinds"),
+        (gpt_oss(layer_types=["chunked_attention"] * 4), "layer_types[0] = 'chunked_attention': only 'sliding_"),
+        (gpt_oss(sliding_window=0), "sliding_window = 0: it must be a positive integer"),
+        (gpt_oss(attention_bias=False), "attention_bias = False: only True runs yet"),
+        (gpt_oss(swiglu_limit=-1), "swiglu_limit = -1"),
+        (mxfp4_gpt_oss(intermediate_size=20), "intermediate_size = 20: MXFP4 has blocks of 32 inputs"),
+        (mxfp4_gpt_oss(hidden_size=40), "hidden_size = 40: MXFP4 has blocks of 32 inputs"),
+    ],
+)
+def test_a_gpt_oss_that_cannot_be_is_refused(config: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        describe(config)
+    assert sentence in str(caught.value)
+
+
+def test_mxfp4_is_read_for_gpt_oss_alone() -> None:
+    require_readable(mxfp4_gpt_oss(), family="gpt_oss")
+    for config, family in (
+        (mxfp4_gpt_oss(), "llama"),
+        (gpt_oss(quantization_config={"quant_method": "fp8"}), "gpt_oss"),
+    ):
+        with pytest.raises(ValueError, match="of quantised weights only mxfp4 in gpt_oss runs yet; serve"):
+            require_readable(config, family=family)
 
 
 def test_a_head_size_that_is_left_out_is_the_familys_own() -> None:

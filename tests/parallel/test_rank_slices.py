@@ -12,7 +12,7 @@ from parallel.model_share import ModelShare, TensorSlice
 from parallel.models.description import ModelDescription, Part
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from parallel.sharding import even_interval, experts_of, kv_head_interval, stage_layers
-from tests.tiny_models import describe, glm4_moe, llama, mixtral, qwen2, qwen3, qwen3_moe
+from tests.tiny_models import describe, glm4_moe, gpt_oss, llama, mixtral, qwen2, qwen3, qwen3_moe
 
 # Uneven on purpose: 50 words and a width of 20 are not divisible by 8, 3 KV heads meet 9 query heads.
 DENSE = describe(llama())
@@ -21,6 +21,7 @@ TIED = describe(mixtral(tie_word_embeddings=True))
 BIASED = describe(qwen2())
 MIXED = describe(qwen3_moe(mlp_only_layers=[1]))
 SHARED = describe(glm4_moe())
+PAIRED = describe(gpt_oss())
 NORMED = describe(qwen3())
 THREE_KV_HEADS = describe(llama(num_attention_heads=9, num_key_value_heads=3))
 
@@ -47,7 +48,7 @@ def moe_shapes() -> list[ReplicaShape]:
 CASES = [
     *((model, shape) for model in (DENSE, BIASED, NORMED) for shape in dense_shapes()),
     *((THREE_KV_HEADS, shape) for shape in dense_shapes((1, 3, 9))),
-    *((model, shape) for model in (MOE, TIED, MIXED, SHARED) for shape in moe_shapes()),
+    *((model, shape) for model in (MOE, TIED, MIXED, SHARED, PAIRED) for shape in moe_shapes()),
 ]
 
 
@@ -82,6 +83,31 @@ def test_a_bias_is_cut_as_the_rows_of_its_weight_and_counted() -> None:
                 weight = parts[name.replace(".bias", ".weight")]
                 assert parts[name].intervals == weight.intervals[:1]
                 assert parts[name].num_elements * weight.spec.shape[1] == weight.num_elements
+
+
+def test_a_bias_of_a_sum_over_ranks_is_held_by_the_first_of_them_alone() -> None:
+    for shape in moe_shapes():
+        assert shape.experts is not None
+        for rank in range(shape.world_size):
+            coordinates = shape.coordinates(rank)
+            share = ModelShare(description=PAIRED, shape=shape, coordinates=coordinates)
+            held = {part.spec.name for part in share.slices()}
+            down = [name for name in held if name.endswith("down_proj_bias")]
+            assert bool(down) == (coordinates.moe_tp_rank == 0)
+            assert any(name.endswith("o_proj.bias") for name in held) == (coordinates.attn_tp_rank == 0)
+            assert sum(name.endswith("gate_up_proj_bias") for name in held) == 8 // shape.experts.ep * len(share.layers)
+
+
+def test_an_experts_width_of_pairs_is_cut_between_pairs_where_its_down_projection_is_cut() -> None:
+    for shape in moe_shapes():
+        for rank in range(shape.world_size):
+            share = ModelShare(description=PAIRED, shape=shape, coordinates=shape.coordinates(rank))
+            parts = {part.spec.name: part for part in share.slices()}
+            for name in (name for name in parts if name.endswith(".down_proj")):
+                (_, columns), (rows, _) = (
+                    parts[found].intervals for found in (name, name.replace("down_proj", "gate_up_proj"))
+                )
+                assert (rows.start, rows.end, rows.padded) == (2 * columns.start, 2 * columns.end, 2 * columns.padded)
 
 
 def test_an_expert_is_owned_once_in_each_moe_dp_block_and_read_by_no_other() -> None:

@@ -79,15 +79,15 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "an empty index": (only_an_index, ["index.json has no weight_map"]),
     "quantised weights": (
         lambda folder: write_checkpoint(folder, tiny_models.llama(), **{"lm_head.weight": ("F8_E4M3", (50, 32))}),
-        ["stores 1 tensor as F8_E4M3", "lm_head.weight; serve the checkpoint that it was quantised from"],
+        ["stores 1 tensor as F8_E4M3", "lm_head.weight in model.safetensors; serve the checkpoint"],
     ),
     "a scale that nobody reads": (
         lambda folder: write_checkpoint(folder, tiny_models.llama(), **{"lm_head.weight_scale_inv": (1, 1)}),
-        ["holds 1 tensor that llama does not read: lm_head.weight_scale_inv; where they are scales, serve"],
+        ["holds 1 tensor that llama does not read: lm_head.weight_scale_inv in model.safetensors; where they are"],
     ),
     "a config of quantised weights": (
         lambda folder: write_config(folder, tiny_models.llama(quantization_config={"quant_method": "fp8"})),
-        ["config.json has quantization_config (quant_method 'fp8'): no quantisation runs yet; serve the checkpoint"],
+        ["config.json has quantization_config (quant_method 'fp8'): of quantised", "; serve the checkpoint that"],
     ),
     "a tokenizer of another making": (
         write("tokenizer.json", '{"model": 3}'),

@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Glm4MoeConfig, LlamaConfig
+from transformers import Glm4MoeConfig, GptOssConfig, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from parallel.models.gpt_oss import describe as describe_gpt_oss
 from parallel.models.llama import describe
 from parallel.models.rope import read_rope
 from worker.blocks.rope import RotaryEmbedding, inverse_frequencies, rotate
@@ -51,6 +52,17 @@ def test_every_kind_computes_what_transformers_computes(kind: dict[str, Any], th
     spec = describe(config.to_dict()).rope
     assert torch.equal(inverse_frequencies(spec), frequencies)
     assert spec.attention_factor == attention_factor
+
+
+@pytest.mark.parametrize("original", [4096, 37])
+def test_gpt_oss_has_transformers_frequencies_with_a_ramp_that_ends_between_two(original: int) -> None:
+    config = GptOssConfig()
+    assert config.rope_parameters["truncate"] is False
+    config.rope_parameters["original_max_position_embeddings"] = original
+    frequencies, attention_factor = ROPE_INIT_FUNCTIONS["yarn"](config)
+    spec = describe_gpt_oss(config.to_dict()).rope
+    assert torch.equal(inverse_frequencies(spec), frequencies)
+    assert (spec.attention_factor, spec.theta) == (attention_factor, 150000.0)
 
 
 def partial_config(kind: dict[str, Any]) -> Glm4MoeConfig:

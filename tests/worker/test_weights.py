@@ -13,11 +13,11 @@ from tests.harness.checkpoints import Oracle
 from worker.weights import Weights, load_weights
 
 
-def load(folder: Path, shape: ReplicaShape, rank: int) -> Weights:
+def load(folder: Path, shape: ReplicaShape, rank: int, *, dtype: torch.dtype = torch.float32) -> Weights:
     slices = ModelShare(
         description=describe_checkpoint(folder), shape=shape, coordinates=shape.coordinates(rank)
     ).slices()
-    return load_weights(folder, slices, dtype=torch.float32, device=torch.device("cpu"), progress=lambda fraction: None)
+    return load_weights(folder, slices, dtype=dtype, device=torch.device("cpu"), progress=lambda fraction: None)
 
 
 def test_each_expert_is_read_by_its_owner_alone(mixtral: Oracle) -> None:
@@ -49,6 +49,14 @@ def test_slices_of_all_ranks_put_together_are_the_tensor_padded_with_zeros(mixtr
         size = whole[name].shape[dim]
         assert torch.equal(joined.narrow(dim, 0, size), whole[name])
         assert joined.narrow(dim, size, joined.shape[dim] - size).abs().sum() == 0
+
+
+def test_gates_are_held_in_float32_whatever_the_dtype(mixtral: Oracle) -> None:
+    shape = ReplicaShape(attention=AttentionSizes(), experts=ExpertSizes())
+    weights = load(mixtral.folder, shape, 0, dtype=torch.bfloat16)
+    gate = "model.layers.1.block_sparse_moe.gate.weight"
+    assert torch.equal(weights[gate], load_file(mixtral.folder / "model.safetensors")[gate])
+    assert weights["model.layers.1.block_sparse_moe.experts.3.w1.weight"].dtype == torch.bfloat16
 
 
 def test_a_shape_that_differs_from_the_config_is_told_with_both(llama: Oracle, tmp_path: Path) -> None:

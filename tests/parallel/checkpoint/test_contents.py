@@ -24,8 +24,9 @@ FAMILIES = {
 
 
 def faults(folder: Path, config: dict[str, Any] | None = None, /, **changes: Any) -> list[str]:
-    write_checkpoint(folder, config or tiny_models.llama(), **changes)
-    return [str(fault) for fault in find_faults(folder, description=describe_checkpoint(folder))]
+    config = config or tiny_models.llama()
+    write_checkpoint(folder, config, **changes)
+    return [str(fault) for fault in find_faults(folder, description=tiny_models.describe(config))]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -47,7 +48,7 @@ def test_every_plain_float_is_read(tmp_path: Path, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "I8", "U8", "F4"])
 def test_a_tensor_that_is_no_plain_float_is_refused_with_its_dtype(tmp_path: Path, dtype: str) -> None:
     (found,) = faults(tmp_path, **{Q_PROJ: (dtype, (32, 32))})
-    assert f"stores 1 tensor as {dtype}, which is no plain float: {Q_PROJ}; serve the checkpoint that" in found
+    assert f"stores 1 tensor as {dtype}, which is no plain float: {Q_PROJ} in model.safetensors; serve the" in found
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_a_tensor_that_is_no_plain_float_is_refused_with_its_dtype(tmp_path: Pat
 )
 def test_a_tensor_that_nobody_reads_is_refused_by_name(tmp_path: Path, name: str) -> None:
     (found,) = faults(tmp_path, **{name: (3,)})
-    assert f"holds 1 tensor that llama does not read: {name}; " in found
+    assert f"holds 1 tensor that llama does not read: {name} in model.safetensors; " in found
 
 
 @pytest.mark.parametrize("config", [tiny_models.llama(), tiny_models.qwen3_moe()], ids=["dense", "experts"])
@@ -99,11 +100,41 @@ def test_missing_tensors_other_shapes_and_left_overs_are_all_told_at_once(tmp_pa
     assert [sentence.partition(" ")[2] for sentence in found] == [
         "lacks 2 tensors that its config.json calls for: model.norm.weight, lm_head.weight; fetch the checkpoint anew, "
         "or correct config.json",
-        "holds 1 tensor that llama does not read: a.weight_scale; where they are scales, serve the checkpoint that it "
-        "was quantised from; else one whose config.json and weights belong together",
-        f"holds 1 tensor of another shape: {Q_PROJ} is (16, 32), config.json asks for (32, 32); serve a checkpoint "
-        "whose config.json and weights belong together",
+        "holds 1 tensor that llama does not read: a.weight_scale in model.safetensors; where they are scales, serve "
+        "the checkpoint that it was quantised from; else one whose config.json and weights belong together",
+        f"holds 1 tensor of another shape: {Q_PROJ} in model.safetensors is (16, 32), config.json asks for (32, 32); "
+        "serve a checkpoint whose config.json and weights belong together",
     ]
+
+
+STACK = "model.layers.2.mlp.experts.down_proj"
+PLAIN, BLOCKS = tiny_models.gpt_oss(), tiny_models.mxfp4_gpt_oss()
+
+
+@pytest.mark.parametrize("config", [PLAIN, BLOCKS], ids=["plain", "mxfp4"])
+def test_stacks_of_experts_have_no_fault(tmp_path: Path, config: dict[str, Any]) -> None:
+    assert faults(tmp_path, config) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "words"),
+    [
+        (PLAIN, {STACK: None}, f"lacks 1 tensor that its config.json calls for: {STACK}; "),
+        (PLAIN, {STACK: (8, 32, 20)}, f"{STACK} in model.safetensors is (8, 32, 20), config.json asks for (8, 20, 32)"),
+        (PLAIN, {STACK: ("U8", (8, 20, 32))}, f"1 tensor as U8, which is no plain float: {STACK} in model.safetensors"),
+        (PLAIN, {f"{STACK}_bias": (32,)}, f"{STACK}_bias in model.safetensors is (32,), config.json asks for (8, 32)"),
+        (PLAIN, {f"{STACK}_scales": ("U8", (8, 32, 1))}, f"gpt_oss does not read: {STACK}_scales in model.safetensors"),
+        (BLOCKS, {f"{STACK}_scales": None}, f"lacks 1 tensor that its config.json calls for: {STACK}_scales; "),
+        (BLOCKS, {STACK: (8, 96, 64)}, f"gpt_oss does not read: {STACK} in model.safetensors"),
+        (BLOCKS, {f"{STACK}_blocks": ("U8", (8, 64, 2, 16))}, "is (8, 64, 2, 16), config.json asks for (8, 64, 3, 16)"),
+        (BLOCKS, {f"{STACK}_scales": (8, 64, 3)}, f"as F32, which is not U8: {STACK}_scales in model.safetensors"),
+    ],
+)
+def test_of_stacked_experts_too_what_is_missing_left_over_or_of_another_shape_is_told(
+    tmp_path: Path, config: dict[str, Any], changes: dict[str, Any], words: str
+) -> None:
+    (found,) = faults(tmp_path, config, **changes)
+    assert words in found
 
 
 def test_of_many_tensors_the_first_are_named_and_the_rest_counted(tmp_path: Path) -> None:
@@ -167,7 +198,7 @@ def test_what_a_shard_holds_and_the_index_does_not_name_is_left_over(tmp_path: P
         ("quantization_config", {"quant_algo": "NVFP4"}, "'NVFP4'"),
         ("quantization_config", {"load_in_4bit": True}, "quant_method None"),
         ("quantization_config", "awq", "'awq'"),
-        ("quantization_config", {}, "no quantisation runs yet"),
+        ("quantization_config", {}, "only mxfp4 in gpt_oss runs yet"),
         ("compression_config", {"quant_method": "compressed-tensors"}, "compression_config"),
     ],
 )
