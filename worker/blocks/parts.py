@@ -1,6 +1,6 @@
 """Makes the parallel parts of one rank's model out of its weights. Forwards name tensors; the splits are here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -63,14 +63,18 @@ class Parts:
             vocab_size=self.description.vocab_size,
         )
 
-    def attention(self, prefix: str, *, layer: int, qkv_bias: bool = False, qk_norm: bool = False) -> AttentionBlock:
+    def attention(
+        self, prefix: str, *, layer: int, qkv_bias: bool = False, o_bias: bool = False, qk_norm: bool = False
+    ) -> AttentionBlock:
         """The attention of layer `layer`: q_proj, k_proj, v_proj, o_proj of `prefix`, and what the flags add."""
         qkv = [f"{prefix}.{name}" for name in ("q_proj", "k_proj", "v_proj")]
         return AttentionBlock(
             qkv=self._linear(
                 *(f"{name}.weight" for name in qkv), biases=[f"{name}.bias" for name in qkv] if qkv_bias else []
             ),
-            output=self._linear(f"{prefix}.o_proj.weight"),
+            output=self._linear(
+                f"{prefix}.o_proj.weight", biases=self._held(f"{prefix}.o_proj.bias") if o_bias else []
+            ),
             qk_norm=self._qk_norm(prefix) if qk_norm else no_norm,
             spec=self._spec,
             backend=self._backend,
@@ -86,23 +90,43 @@ class Parts:
         """A block of experts behind the gate named: `expert` is a prefix with `{}` for the expert's number, `names`
         give gate, up, down.
         """
-        experts, share = self.description.experts, self._expert_share
-        assert experts is not None and share is not None
 
         def product(index: int, *parts: str) -> Linear:
             return self._linear(*(f"{expert.format(index)}.{names[part]}.weight" for part in parts))
 
+        return self._experts(
+            gate, gate_up=lambda index: product(index, "gate", "up"), down=lambda index: product(index, "down")
+        )
+
+    def paired_experts(self, *, gate: str, prefix: str) -> ExpertBlock:
+        """A block of experts with biases, the rows of whose gate and up lie in turn, behind the gate named: expert E's
+        are `prefix`.E.gate_up_proj and down_proj, with _bias each.
+        """
+
+        def gate_up(index: int) -> Linear:
+            name = f"{prefix}.{index}.gate_up_proj"
+            weight, bias = (_pairs_apart(self._weights.pop(part)) for part in (name, f"{name}_bias"))
+            return make_linear([weight], biases=[bias])
+
+        def down(index: int) -> Linear:
+            name = f"{prefix}.{index}.down_proj"
+            return self._linear(name, biases=self._held(f"{name}_bias"))
+
+        return self._experts(gate, gate_up=gate_up, down=down)
+
+    def _experts(self, gate: str, *, gate_up: Callable[[int], Linear], down: Callable[[int], Linear]) -> ExpertBlock:
+        experts, share = self.description.experts, self._expert_share
+        assert experts is not None and share is not None
         # An expert may have two slots here: it is loaded once.
-        gate_up = {index: product(index, "gate", "up") for index in sorted(set(share.held))}
-        down = {index: product(index, "down") for index in sorted(set(share.held))}
+        products = {index: (gate_up(index), down(index)) for index in sorted(set(share.held))}
         return ExpertBlock(
             gate=self._gate(gate),
             slots=share.slots,
             dispatchers=share.dispatchers,
             experts=TorchExperts(
                 first=share.first_slot,
-                gate_up=[gate_up[index] for index in share.held],
-                down=[down[index] for index in share.held],
+                gate_up=[products[index][0] for index in share.held],
+                down=[products[index][1] for index in share.held],
                 activation=experts.activation,
             ),
         )
@@ -125,10 +149,20 @@ class Parts:
             eps=self.description.norm_eps,
         )
 
+    def _held(self, bias: str) -> list[str]:
+        """The bias, where this rank is the one that adds it to a sum over ranks."""
+        return [bias] if bias in self._weights else []
+
     def _linear(self, *names: str, biases: Sequence[str] = ()) -> Linear:
         return make_linear(
             [self._weights.pop(name) for name in names], biases=[self._weights.pop(name) for name in biases]
         )
+
+
+def _pairs_apart(tensor: torch.Tensor) -> torch.Tensor:
+    """[2 · n, ...] whose rows are of gate and up in turn, to those of gate and then those of up."""
+    pairs: torch.Tensor = tensor.unflatten(0, (-1, 2))
+    return pairs.transpose(0, 1).flatten(0, 1)
 
 
 def attention_spec(description: ModelDescription, *, memory: KvMemory, num_heads: int, page_size: int) -> AttentionSpec:

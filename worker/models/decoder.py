@@ -23,14 +23,15 @@ class DecoderLayer:
     feed_forward: Block
 
 
-def decoder_layer(
-    parts: Parts, *, layer: int, feed_forward: Block, qkv_bias: bool = False, qk_norm: bool = False
-) -> DecoderLayer:
-    """The model's layer `layer` under the names that the Llama family gives its norms and its attention."""
+def decoder_layer(parts: Parts, *, layer: int, feed_forward: Block, **attention: bool) -> DecoderLayer:
+    """The model's layer `layer` under the names that the Llama family gives its norms and its attention.
+
+    `attention` are the flags of `Parts.attention`.
+    """
     prefix = f"model.layers.{layer}"
     return DecoderLayer(
         input_norm=parts.norm(f"{prefix}.input_layernorm.weight"),
-        attention=parts.attention(f"{prefix}.self_attn", layer=layer, qkv_bias=qkv_bias, qk_norm=qk_norm),
+        attention=parts.attention(f"{prefix}.self_attn", layer=layer, **attention),
         post_attention_norm=parts.norm(f"{prefix}.post_attention_layernorm.weight"),
         feed_forward=feed_forward,
     )

@@ -1,0 +1,11 @@
+"""gpt-oss's layers: biases in attention, in the gate and in experts, whose gate and up rows lie in turn."""
+
+from worker.blocks.parts import Parts
+from worker.models.decoder import DecoderLayer, decoder_layer
+
+
+def build_layer(parts: Parts, *, layer: int) -> DecoderLayer:
+    """Layer `layer` of the model."""
+    prefix = f"model.layers.{layer}.mlp"
+    experts = parts.paired_experts(gate=f"{prefix}.router", prefix=f"{prefix}.experts")
+    return decoder_layer(parts, layer=layer, feed_forward=experts, qkv_bias=True, o_bias=True)
