@@ -62,17 +62,19 @@ class ModelShare:
         return kv_head_interval(self.description.num_kv_heads, tp=tp, tp_rank=tp_rank)
 
     @cached_property
-    def experts(self) -> tuple[int, ...]:
-        """The expert of each of its slots; none for a dense model."""
-        if self.shape.experts is None or self.coordinates.moe_ep_rank is None:
-            return ()
-        return experts_of(self.description, self.shape.experts).held_by(self.coordinates.moe_ep_rank)
+    def experts(self) -> dict[int, tuple[int, ...]]:
+        """The expert of each of its slots, by layer of its stage; empty where none of them has experts."""
+        ep_rank = self.coordinates.moe_ep_rank
+        if self.shape.experts is None or ep_rank is None:
+            return {}
+        tables = experts_of(self.description, self.shape.experts)
+        return {layer: table.held_by(ep_rank) for layer, table in tables.items() if layer in self.layers}
 
     def slices(self) -> Iterator[TensorSlice]:
         """Every tensor slice; no tensor of an expert that it does not hold."""
-        held = frozenset(self.experts)
+        held = {layer: frozenset(experts) for layer, experts in self.experts.items()}
         for spec in self.description.tensors:
-            is_held = spec.expert is None or spec.expert in held
+            is_held = spec.expert is None or spec.layer is None or spec.expert in held.get(spec.layer, ())
             if is_held and self._is_on_stage(spec) and self._adds(spec.added_over):
                 intervals = [Interval(start=0, end=size, padded=size) for size in spec.shape]
                 for dim, split in spec.splits:

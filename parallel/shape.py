@@ -28,12 +28,16 @@ class AttentionSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSizes:
-    """Sizes of the expert mesh's axes. `placement` is the expert of each slot; empty for the experts in order."""
+    """Sizes of the expert mesh's axes.
+
+    `placements` holds for each layer with experts the expert of each slot, or one for all of them, or none: then the
+    slots are the experts in order.
+    """
 
     moe_dp: int = 1
     ep: int = 1
     moe_tp: int = 1
-    placement: tuple[int, ...] = ()
+    placements: tuple[tuple[int, ...], ...] = ()
 
     @property
     def block_ep_ranks(self) -> tuple[int, ...]:

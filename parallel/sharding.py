@@ -61,10 +61,23 @@ def stage_layers(description: ModelDescription, *, shape: ReplicaShape, pp_rank:
     return range(bounds[pp_rank], bounds[pp_rank + 1])
 
 
-def experts_of(description: ModelDescription, sizes: ExpertSizes) -> ExpertTable:
-    """Which experts each ep coordinate holds; ValueError where the placement or ep does not fit the model."""
+def experts_of(description: ModelDescription, sizes: ExpertSizes) -> dict[int, ExpertTable]:
+    """Which experts each ep coordinate holds, by layer; ValueError where a placement or ep does not fit the model.
+
+    Layers that share a placement share a table. All have equally many slots, so that a dispatcher serves any of them.
+    """
     assert description.experts is not None
-    return expert_table(num_experts=description.experts.num_experts, ep=sizes.ep, placement=sizes.placement)
+    layers, placements = description.experts.layers, sizes.placements or ((),)
+    if len(placements) not in (1, len(layers)):
+        raise ValueError(f"placements are given for {len(placements)} layers: {len(layers)} layers have experts")
+    tables = {
+        slots: expert_table(num_experts=description.experts.num_experts, ep=sizes.ep, placement=slots)
+        for slots in placements
+    }
+    if len({table.slots_per_rank for table in tables.values()}) > 1:
+        counts = ", ".join(str(len(slots)) for slots in tables)
+        raise ValueError(f"placements have {counts} slots: every layer needs equally many")
+    return {layer: tables[placements[index % len(placements)]] for index, layer in enumerate(layers)}
 
 
 def kv_elements_per_layer(description: ModelDescription, *, tp: int) -> dict[str, int]:

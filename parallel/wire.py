@@ -23,7 +23,10 @@ def sizes_to_wire(shape: ReplicaShape) -> control_pb2.Sizes:
     if experts is not None:
         sizes.experts.CopyFrom(
             control_pb2.ExpertSizes(
-                moe_dp=experts.moe_dp, ep=experts.ep, moe_tp=experts.moe_tp, placement=experts.placement
+                moe_dp=experts.moe_dp,
+                ep=experts.ep,
+                moe_tp=experts.moe_tp,
+                placements=[control_pb2.Placement(slots=slots) for slots in experts.placements],
             )
         )
     return sizes
@@ -34,7 +37,8 @@ def shape_from_wire(sizes: control_pb2.Sizes) -> ReplicaShape:
     experts = None
     if sizes.HasField("experts"):
         given = sizes.experts
-        experts = ExpertSizes(moe_dp=given.moe_dp, ep=given.ep, moe_tp=given.moe_tp, placement=tuple(given.placement))
+        placements = tuple(tuple(placement.slots) for placement in given.placements)
+        experts = ExpertSizes(moe_dp=given.moe_dp, ep=given.ep, moe_tp=given.moe_tp, placements=placements)
     attention = AttentionSizes(dp=sizes.dp, cp=sizes.cp, tp=sizes.tp)
     return ReplicaShape(pp=sizes.pp, attention=attention, experts=experts, draws_every_token=sizes.draws_every_token)
 

@@ -117,7 +117,11 @@ class _Life:
             yield "experts", "none: the model is dense"
             return
         assert mine.moe_tp_rank is not None
-        own = self._share.experts
+        if not self._share.experts:
+            yield "experts", "none: the layers of its stage are dense"
+            return
+        # The file gives one placement for all layers.
+        own = next(iter(self._share.experts.values()))
         width = even_interval(model.experts.intermediate_size, parts=sizes.moe_tp, index=mine.moe_tp_rank)
         part = "" if sizes.moe_tp == 1 else f", columns {_span(width.start, width.end)} of each one's width"
         block = "" if sizes.moe_dp == 1 else f", in block {mine.moe_dp_rank} of {sizes.moe_dp}"

@@ -156,7 +156,8 @@ def _num_experts_held(shape: ReplicaShape, *, description: ModelDescription) -> 
     """Different experts by ep coordinate: one whose slots a placement fills twice with an expert loads it once."""
     if shape.experts is None:
         return {None: 0}
-    table = experts_of(description, shape.experts)
+    # The file gives one placement for all layers.
+    table = next(iter(experts_of(description, shape.experts).values()))
     return {ep_rank: len(set(table.held_by(ep_rank))) for ep_rank in range(shape.experts.ep)}
 
 

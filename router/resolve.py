@@ -71,7 +71,9 @@ def expert_sizes(pool: PoolConfig) -> ExpertSizes:
     if pool.experts is None:
         sizes = pool.attention
         return ExpertSizes(ep=sizes.dp * sizes.cp * sizes.tp)
-    return ExpertSizes(**pool.experts.model_dump(exclude_none=True))
+    given = pool.experts.model_dump(exclude_none=True)
+    placement = given.pop("placement", None)
+    return ExpertSizes(**given, placements=(placement,) if placement else ())
 
 
 def pool_specs(config: Config, *, description: ModelDescription) -> Sequence[PoolSpec]:

@@ -13,7 +13,7 @@ from router.config import Config, EngineConfig, LimitsConfig, TimeoutsConfig, co
 from router.config_loading import load_config
 from router.config_source import read_source
 from router.problem import ConfigError
-from router.resolve import located
+from router.resolve import expert_sizes, located
 from tests.tiny_models import llama, mixtral, write_checkpoint, write_config
 
 SMALLEST = """model: demo
@@ -68,6 +68,14 @@ def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
 def test_devices_are_a_count_or_a_list(tmp_path: Path) -> None:
     assert load(tmp_path, SMALLEST.replace("devices: 1", "devices: 3")).hosts[0].device_indices == (0, 1, 2)
     assert load(tmp_path, SMALLEST.replace("devices: 1", "devices: [6, 2]")).hosts[0].device_indices == (6, 2)
+
+
+def test_a_placement_in_the_file_is_that_of_every_layer(tmp_path: Path) -> None:
+    text = SMALLEST.replace("unified: {}", "unified: {experts: {placement: [1, 0, 2]}}")
+    (pool,) = load(tmp_path, text).pools.named().values()
+    assert expert_sizes(pool).placements == ((1, 0, 2),)
+    (pool,) = load(tmp_path, SMALLEST.replace("{}", "{experts: {ep: 1}}")).pools.named().values()
+    assert expert_sizes(pool).placements == ()
 
 
 @pytest.mark.parametrize("path", ["examples/local.yaml", "examples/unified.yaml"])

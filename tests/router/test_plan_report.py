@@ -48,7 +48,7 @@ def test_weight_bytes_are_those_of_the_ranks_own_slices() -> None:
 
 
 def test_a_rank_that_holds_an_expert_twice_loads_it_once() -> None:
-    sizes = ExpertSizes(ep=2, moe_tp=2, placement=(0, 0, 0, 1, 2, 3, 1, 2, 3, 4, 5, 6, 7, 0))
+    sizes = ExpertSizes(ep=2, moe_tp=2, placements=((0, 0, 0, 1, 2, 3, 1, 2, 3, 4, 5, 6, 7, 0),))
     shape = ReplicaShape(pp=2, attention=AttentionSizes(dp=4), experts=sizes)
     report = plan_report(topology(shape), description=MOE)
     assert [row.weight_bytes for row in report.ranks] == [weight_bytes(MOE, shape, rank=rank) for rank in range(8)]

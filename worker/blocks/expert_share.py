@@ -1,5 +1,6 @@
-"""One rank's share of the experts, the same in every layer: its slots, and how rows get to them."""
+"""One rank's share of the experts: which it holds in each layer, and how rows get to them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +17,19 @@ from parallel.sharding import experts_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertShare:
-    """`held` is the expert of each of this rank's slots, which begin at `first_slot` of the block."""
+class LayerShare:
+    """In one layer: `held` is the expert of each of this rank's slots, `slots` where all experts of the block are."""
 
     held: tuple[int, ...]
-    first_slot: int
     slots: SlotMap
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertShare:
+    """In every layer this rank has equally many slots, which begin at `first_slot` of the block."""
+
+    layers: Mapping[int, LayerShare]
+    first_slot: int
     dispatchers: Dispatchers
 
 
@@ -36,7 +44,12 @@ def expert_share(
 ) -> ExpertShare:
     """The share of the rank at `ep_rank` of its block."""
     assert description.experts is not None
-    table = experts_of(description, sizes)
+    tables = experts_of(description, sizes)
+    shares = {
+        table.slots: LayerShare(held=table.held_by(ep_rank), slots=SlotMap(table, device=device))
+        for table in tables.values()
+    }
+    slots_per_rank = next(iter(tables.values())).slots_per_rank
     policy = DispatchPolicy(
         sizes=sizes,
         top_k=description.experts.top_k,
@@ -45,8 +58,7 @@ def expert_share(
         forced=None if settings.dispatch == "auto" else Dispatch(settings.dispatch),
     )
     return ExpertShare(
-        held=table.held_by(ep_rank),
-        first_slot=ep_rank * table.slots_per_rank,
-        slots=SlotMap(table, device=device),
-        dispatchers=Dispatchers(block, policy=policy, slots_per_rank=table.slots_per_rank, device=device),
+        layers={layer: shares[table.slots] for layer, table in tables.items()},
+        first_slot=ep_rank * slots_per_rank,
+        dispatchers=Dispatchers(block, policy=policy, slots_per_rank=slots_per_rank, device=device),
     )

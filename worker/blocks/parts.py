@@ -86,21 +86,26 @@ class Parts:
         """A dense feed-forward block of the three tensors named."""
         return FeedForwardBlock(gate_up=self._linear(gate, up), down=self._linear(down), tp=self._groups["attn_tp"])
 
-    def experts(self, *, gate: str, expert: str, names: Mapping[str, str]) -> ExpertBlock:
-        """A block of experts behind the gate named: `expert` is a prefix with `{}` for the expert's number, `names`
-        give gate, up, down.
+    def experts(self, *, layer: int, gate: str, expert: str, names: Mapping[str, str]) -> ExpertBlock:
+        """The experts of layer `layer` behind the gate named.
+
+        `expert` is a prefix with `{}` for the expert's number, `names` give gate, up, down.
         """
 
         def product(index: int, *parts: str) -> Linear:
             return self._linear(*(f"{expert.format(index)}.{names[part]}.weight" for part in parts))
 
         return self._experts(
-            gate, gate_up=lambda index: product(index, "gate", "up"), down=lambda index: product(index, "down")
+            gate,
+            layer=layer,
+            gate_up=lambda index: product(index, "gate", "up"),
+            down=lambda index: product(index, "down"),
         )
 
-    def paired_experts(self, *, gate: str, prefix: str) -> ExpertBlock:
-        """A block of experts with biases, the rows of whose gate and up lie in turn, behind the gate named: expert E's
-        are `prefix`.E.gate_up_proj and down_proj, with _bias each.
+    def paired_experts(self, *, layer: int, gate: str, prefix: str) -> ExpertBlock:
+        """The same of experts with biases, the rows of whose gate and up lie in turn.
+
+        Expert E's are `prefix`.E.gate_up_proj and down_proj, with _bias each.
         """
 
         def gate_up(index: int) -> Linear:
@@ -112,21 +117,24 @@ class Parts:
             name = f"{prefix}.{index}.down_proj"
             return self._linear(name, biases=self._held(f"{name}_bias"))
 
-        return self._experts(gate, gate_up=gate_up, down=down)
+        return self._experts(gate, layer=layer, gate_up=gate_up, down=down)
 
-    def _experts(self, gate: str, *, gate_up: Callable[[int], Linear], down: Callable[[int], Linear]) -> ExpertBlock:
+    def _experts(
+        self, gate: str, *, layer: int, gate_up: Callable[[int], Linear], down: Callable[[int], Linear]
+    ) -> ExpertBlock:
         experts, share = self.description.experts, self._expert_share
         assert experts is not None and share is not None
+        held, slots = share.layers[layer].held, share.layers[layer].slots
         # An expert may have two slots here: it is loaded once.
-        products = {index: (gate_up(index), down(index)) for index in sorted(set(share.held))}
+        products = {index: (gate_up(index), down(index)) for index in sorted(set(held))}
         return ExpertBlock(
             gate=self._gate(gate),
-            slots=share.slots,
+            slots=slots,
             dispatchers=share.dispatchers,
             experts=TorchExperts(
                 first=share.first_slot,
-                gate_up=[products[index][0] for index in share.held],
-                down=[products[index][1] for index in share.held],
+                gate_up=[products[index][0] for index in held],
+                down=[products[index][1] for index in held],
                 activation=experts.activation,
             ),
         )

@@ -7,5 +7,5 @@ from worker.models.decoder import DecoderLayer, decoder_layer
 def build_layer(parts: Parts, *, layer: int) -> DecoderLayer:
     """Layer `layer` of the model."""
     prefix = f"model.layers.{layer}.mlp"
-    experts = parts.paired_experts(gate=f"{prefix}.router", prefix=f"{prefix}.experts")
+    experts = parts.paired_experts(layer=layer, gate=f"{prefix}.router", prefix=f"{prefix}.experts")
     return decoder_layer(parts, layer=layer, feed_forward=experts, qkv_bias=True, o_bias=True)

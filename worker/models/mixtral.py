@@ -8,6 +8,7 @@ def build_layer(parts: Parts, *, layer: int) -> DecoderLayer:
     """Layer `layer` of the model."""
     prefix = f"model.layers.{layer}.block_sparse_moe"
     experts = parts.experts(
+        layer=layer,
         gate=f"{prefix}.gate",
         expert=f"{prefix}.experts.{{}}",
         names={"gate": "w1", "up": "w3", "down": "w2"},

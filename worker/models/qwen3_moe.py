@@ -14,6 +14,7 @@ def build_layer(parts: Parts, *, layer: int) -> DecoderLayer:
 def _experts(parts: Parts, *, layer: int) -> Block:
     prefix = f"model.layers.{layer}.mlp"
     return parts.experts(
+        layer=layer,
         gate=f"{prefix}.gate",
         expert=f"{prefix}.experts.{{}}",
         names={"gate": "gate_proj", "up": "up_proj", "down": "down_proj"},
