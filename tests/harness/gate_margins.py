@@ -13,7 +13,7 @@ from tests.harness.checkpoints import Oracle
 def least_margin(oracle: Oracle, prompts: Sequence[tuple[int, ...]], *, n: int) -> float:
     """The least distance between the last that a gate chose and the first that it did not, expert or group.
 
-    Over all rows of the answers of `n` tokens to `prompts`, in all layers, in units of a score.
+    Over all rows of the answers of `n` tokens to `prompts`, in all layers, in sigmoids or, under a softmax, in logits.
     """
     experts = describe_checkpoint(oracle.folder).experts
     assert experts is not None
@@ -34,8 +34,8 @@ def least_margin(oracle: Oracle, prompts: Sequence[tuple[int, ...]], *, n: int) 
 
 
 def _margin(logits_TE: torch.Tensor, spec: GateSpec, correction_E: torch.Tensor) -> float:
-    scores = logits_TE.sigmoid() if spec.scoring is Scoring.SIGMOID else logits_TE.softmax(-1)
-    choice = scores + correction_E
+    # Of small probabilities a small distance may be a large one of logits: there those are compared themselves.
+    choice = logits_TE.sigmoid() + correction_E if spec.scoring is Scoring.SIGMOID else logits_TE
     groups = choice.unflatten(1, (spec.num_groups, -1)).sort(dim=-1, descending=True).values
     judged = groups[..., : 1 if spec.group_score is GroupScore.BEST else 2].sum(-1)
     least = _gap(judged, spec.kept_groups) if spec.kept_groups < spec.num_groups else float("inf")
