@@ -80,4 +80,4 @@ def _widened(
     place = (expert, slice(rows.start, rows.end), slice(first, end))
     whole = widen_mxfp4(blocks[place], scales[place], dtype=dtype)
     begin = columns.start - first * MXFP4_BLOCK
-    return whole[:, begin : begin + columns.size]
+    return whole[:, begin : begin + columns.size].contiguous()

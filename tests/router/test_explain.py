@@ -8,7 +8,7 @@ from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from parallel.topology import HostSpec, PoolSpec, Topology, plan_topology
 from router.explain import explain, find_replica
-from tests.tiny_models import describe, llama, mixtral
+from tests.tiny_models import describe, glm4_moe, llama, mixtral
 
 MOE = describe(mixtral())
 PREFILL = ReplicaShape(pp=2, attention=AttentionSizes(cp=2, tp=2), experts=ExpertSizes(ep=4))
@@ -79,6 +79,17 @@ def test_a_rank_alone_works_alone() -> None:
     assert "groups     none: it works alone" in words
     assert "experts    none: the model is dense" in words
     assert "hand-off   none: its pool does both" in words
+
+
+def test_of_a_stage_whose_layers_are_dense_it_says_so() -> None:
+    shape = ReplicaShape(pp=2, attention=AttentionSizes(), experts=ExpertSizes())
+    host = HostSpec(name="here", address="local", device="cpu", devices=(0, 1))
+    pool = PoolSpec(name="unified", replicas=1, shape=shape, engine=EngineSettings())
+    topology = plan_topology(model="m", hosts=[host], pools=[pool])
+    description = describe(glm4_moe(first_k_dense_replace=3))
+    words = [explain(topology, description=description, replica=topology.replicas[0], rank=rank) for rank in (0, 1)]
+    assert "experts    none: the layers of its stage are dense" in words[0]
+    assert "experts    0 to 7 of 8 in each layer" in words[1]
 
 
 def test_a_replica_or_rank_that_is_not_there_is_an_error_with_the_legal_ones() -> None:
