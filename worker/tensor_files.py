@@ -33,8 +33,8 @@ class TensorFiles:
         """The file that holds it, or of its parts the first; ValueError where none does."""
         return self._find(part.spec.in_files[0].name)
 
-    def read(self, part: TensorSlice, *, dtype: torch.dtype) -> torch.Tensor:
-        """The elements of `part` that exist, in `dtype` where they are widened and else as they are stored.
+    def read(self, part: TensorSlice, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """The elements of `part` that exist, in `dtype` on `device`.
 
         Blocking. ValueError with name and both shapes where the checkpoint differs from the description.
         """
@@ -50,8 +50,11 @@ class TensorFiles:
             tensor = first[(spec.expert, *reversed(place))].t().contiguous()
         else:
             rows, columns = part.intervals
-            tensor = _widened(first, *others, expert=spec.expert, rows=rows, columns=columns, dtype=dtype)
-        return tensor
+            packed = _touched_blocks(first, *others, expert=spec.expert, rows=rows, columns=columns)
+            whole = widen_mxfp4(*(part.to(device) for part in packed), dtype=dtype)
+            begin = columns.start % MXFP4_BLOCK
+            tensor = whole[:, begin : begin + columns.size].contiguous()
+        return tensor.to(dtype=dtype, device=device)
 
     def _find(self, name: str) -> Path:
         if name not in self._file_of:
@@ -72,12 +75,10 @@ class TensorFiles:
         return stored
 
 
-def _widened(
-    blocks: Any, scales: Any, *, expert: int | None, rows: Interval, columns: Interval, dtype: torch.dtype
-) -> torch.Tensor:
-    """[rows, columns] of one expert: the blocks that it touches are read whole, for a slice may begin inside one."""
-    first, end = columns.start // MXFP4_BLOCK, -(-columns.end // MXFP4_BLOCK)
-    place = (expert, slice(rows.start, rows.end), slice(first, end))
-    whole = widen_mxfp4(blocks[place], scales[place], dtype=dtype)
-    begin = columns.start - first * MXFP4_BLOCK
-    return whole[:, begin : begin + columns.size].contiguous()
+def _touched_blocks(
+    blocks: Any, scales: Any, *, expert: int | None, rows: Interval, columns: Interval
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The blocks and scales of [rows, columns] of one expert, whole: a slice may begin and end inside a block."""
+    touched = slice(columns.start // MXFP4_BLOCK, -(-columns.end // MXFP4_BLOCK))
+    place = (expert, slice(rows.start, rows.end), touched)
+    return blocks[place], scales[place]

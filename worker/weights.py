@@ -49,7 +49,7 @@ def load_weights(
         wanted = sorted(slices, key=files.file_of)
         for part in wanted:
             held = torch.float32 if part.spec.in_float32 else dtype
-            tensors[part.spec.name] = _padded(files.read(part, dtype=held), part).to(dtype=held, device=device)
+            tensors[part.spec.name] = _padded(files.read(part, dtype=held, device=device), part)
             progress(len(tensors) / len(wanted))
     return Weights(tensors)
 
