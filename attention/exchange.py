@@ -1,7 +1,8 @@
-"""How queries meet the KV that other cp coordinates hold: planned once a step from what every cp rank knows.
+"""How queries meet the KV that other cp ranks hold: planned once a step from what every cp rank knows.
 
-Three strategies behind one contract: gathered KV, KV in a ring, passed queries. A step's chunks run grouped by strategy
-in one order that all ranks share, and each strategy works on its own chunks' rows.
+Where nothing is to be seen elsewhere rows attend at home; else one of three strategies behind one contract: gathered
+KV, KV in a ring, passed queries. A step's chunks run grouped by strategy in one order that all ranks share, and each
+strategy works on its own chunks' rows: it writes their K and V, attends, and gives the result to who computes the row.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,46 +12,34 @@ from typing import Protocol
 import torch
 
 from attention.exchange_choice import ExchangePolicy, Strategy
-from attention.exchange_chunk import ExchangeChunk, rows_seeing
+from attention.exchange_rows import ExchangeRows
 from attention.gather_kv import GatherKv
 from attention.interface import AttentionBackend
+from attention.layer_memory import LayerMemory
+from attention.local_rows import LocalRows
 from attention.pass_q import PassQ
 from attention.ring_kv import RingKv
 from parallel.collectives.communicator import Communicator
 
+State = tuple[torch.Tensor, torch.Tensor | None]
+"""An output [T, Hq, Dv] and, where asked, the natural log-sum-exp [T, Hq]."""
+
 
 class Exchange(Protocol):
-    """Attention of one step over the KV of all cp coordinates."""
+    """Attention of one step over the KV of all cp ranks."""
 
-    def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-        """Collective over cp: q [T, Hq, D] of this coordinate's rows over each rank's layer memory kv
-        `[N, 2, Hkv, P, D]`, into which the step's K and V were written; returns [T, Hq, D].
+    def attend(self, q: torch.Tensor, planes: Sequence[torch.Tensor], layer: LayerMemory, *, with_lse: bool) -> State:
+        """Collective over cp: q [T, Hq, Dk] of the rows that this rank computes, over each rank's memory of a layer,
+        into which what the step stores, of each plane [T, heads, elements], is written.
         """
         ...
 
 
-class LocalExchange:
-    """The group of one coordinate: it holds every page."""
-
-    def __init__(self, chunks: Sequence[ExchangeChunk], *, backend: AttentionBackend, page_size: int) -> None:
-        self._plan = backend.plan(
-            [
-                rows_seeing(chunk, segment, coordinate=0, page_size=page_size)
-                for chunk in chunks
-                for segment in chunk.segments
-            ]
-        )
-
-    def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-        """See Exchange."""
-        return self._plan.run(q, kv)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """One strategy's rows of q, all of them where `rows` is None."""
+    """One strategy's rows of q: int64, on the device."""
 
-    rows: torch.Tensor | None
+    rows: torch.Tensor
     exchange: Exchange
 
 
@@ -60,17 +49,21 @@ class MixedExchange:
     def __init__(self, parts: Sequence[_Part]) -> None:
         self._parts = parts
 
-    def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+    def attend(self, q: torch.Tensor, planes: Sequence[torch.Tensor], layer: LayerMemory, *, with_lse: bool) -> State:
         """See Exchange."""
-        output = torch.empty_like(q)
+        output = q.new_empty((*q.shape[:2], layer.value.shape[3]))
+        lse = q.new_empty(q.shape[:2], dtype=torch.float32) if with_lse else None
         for part in self._parts:
-            if part.rows is None:
-                return part.exchange.attend(q, kv)
-            output[part.rows] = part.exchange.attend(q[part.rows], kv)
-        return output
+            own_planes = [plane[part.rows] for plane in planes]
+            state = part.exchange.attend(q[part.rows], own_planes, layer, with_lse=with_lse)
+            output[part.rows] = state[0]
+            if lse is not None and state[1] is not None:
+                lse[part.rows] = state[1]
+        return output, lse
 
 
 _MAKERS: dict[Strategy, Callable[..., Exchange]] = {
+    Strategy.LOCAL: LocalRows,
     Strategy.GATHER: GatherKv,
     Strategy.RING: RingKv,
     Strategy.PASS_Q: PassQ,
@@ -78,40 +71,22 @@ _MAKERS: dict[Strategy, Callable[..., Exchange]] = {
 
 
 def plan_exchange(
-    chunks: Sequence[ExchangeChunk],
+    rows: ExchangeRows,
     *,
     group: Communicator,
     backend: AttentionBackend,
     policy: ExchangePolicy,
     device: torch.device,
 ) -> Exchange:
-    """The exchange of one step whose rows follow each other by chunk, then by segment; every cp rank plans the same."""
-    if group.size == 1:
-        return LocalExchange(chunks, backend=backend, page_size=policy.page_size)
-    chosen = policy.choose(chunks, cp=group.size)
-    parts = []
-    for strategy, maker in _MAKERS.items():
-        own = [chunk for chunk, choice in zip(chunks, chosen, strict=True) if choice is strategy]
-        if own:
-            rows = None if len(own) == len(chunks) else _rows(chunks, chosen, strategy, group=group, device=device)
-            exchange = maker(own, group=group, backend=backend, policy=policy, device=device)
-            parts.append(_Part(rows=rows, exchange=exchange))
-    return MixedExchange(parts)
-
-
-def _rows(
-    chunks: Sequence[ExchangeChunk],
-    chosen: Sequence[Strategy],
-    strategy: Strategy,
-    *,
-    group: Communicator,
-    device: torch.device,
-) -> torch.Tensor:
-    """Where in this coordinate's q the rows of the chunks with `strategy` stand: int64."""
-    found, first = [], 0
-    for chunk, choice in zip(chunks, chosen, strict=True):
-        count = chunk.rows_of(group.index)
-        if choice is strategy:
-            found.append(torch.arange(first, first + count))
-        first += count
-    return torch.cat(found).to(device)
+    """The exchange of one step. Every cp rank gives the same segments, and after them its own padding: rows that see
+    nothing but the rank's spare page.
+    """
+    parts = list(policy.parts(rows))
+    made = [
+        _MAKERS[strategy](rows.take(index), group=group, backend=backend, policy=policy, device=device)
+        for strategy, index in parts
+    ]
+    if len(made) == 1:
+        return made[0]
+    places = [torch.from_numpy(rows.row_places(index, cp_rank=group.index)).to(device) for _, index in parts]
+    return MixedExchange([_Part(rows=place, exchange=part) for place, part in zip(places, made, strict=True)])

@@ -17,16 +17,16 @@ import torch
 
 from attention.broken_rows import mark_broken
 from attention.flashinfer_library import FlashInferLibrary, PagedDecode, PagedPrefill, PagedRun, load_flashinfer
-from attention.interface import AttentionRows, AttentionSpec, KvWrite
-from attention.page_tables import join_tables
-from attention.rows import check_rows, row_starts
+from attention.interface import AttentionRows, AttentionSpec, Bools, KvWrite, PageTables
+from attention.layer_memory import LayerMemory
+from attention.page_tables import IndexBuffer, join_tables
+from attention.rows import check_rows
 from attention.wrapper_pool import Loan, WrapperPool
 
-Entry = tuple[int, AttentionRows]
-"""An entry of a plan and its first row in q."""
 RunT = TypeVar("RunT", bound=PagedRun)
 
 KV_LAYOUT = "HND"
+"""The order of the dimensions [N, heads, P, elements]; strides say where they lie."""
 WORKSPACE_BYTES = 384 << 20
 """Partial results of sequences that are split over blocks of the GPU. 128 MiB are the library's advice, and are short
 for long prompts of many heads, where a plan fails."""
@@ -42,10 +42,11 @@ class FlashInferPass:
     order: torch.Tensor | None
     """int64 on the device: its rows in q; none where that is all of q as it stands."""
 
-    def run(self, q: torch.Tensor, kv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, q: torch.Tensor, layer: LayerMemory) -> tuple[torch.Tensor, torch.Tensor]:
         """Its rows' output and base-2 log-sum-exp."""
         rows = q if self.order is None else q.index_select(0, self.order)
-        return self.wrapper.run(rows, kv, return_lse=True)
+        # Planned with a scale of 1: the scale is the layer's.
+        return self.wrapper.run(rows, (layer.key, layer.value), q_scale=layer.scale, return_lse=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,24 +57,28 @@ class FlashInferPlan:
     every_row_sees: bool
     passes: Sequence[FlashInferPass]
 
-    def run(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+    def run(self, q: torch.Tensor, layer: LayerMemory, *, lists: torch.Tensor | None = None) -> torch.Tensor:
         """See `AttentionPlan.run`."""
-        return self._run(q, kv)[0]
+        assert lists is None
+        return self._run(q, layer)[0]
 
-    def run_with_lse(self, q: torch.Tensor, kv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def run_with_lse(
+        self, q: torch.Tensor, layer: LayerMemory, *, lists: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `AttentionPlan.run_with_lse`."""
-        output, lse = self._run(q, kv)
+        assert lists is None
+        output, lse = self._run(q, layer)
         return output, lse * math.log(2)
 
-    def _run(self, q: torch.Tensor, kv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _run(self, q: torch.Tensor, layer: LayerMemory) -> tuple[torch.Tensor, torch.Tensor]:
         assert q.shape[0] == self.num_rows, f"planned for {self.num_rows} query rows, given {q.shape[0]}"
         if len(self.passes) == 1 and self.passes[0].order is None:
-            return self.passes[0].run(q, kv)
+            return self.passes[0].run(q, layer)
         output = q.new_empty(q.shape) if self.every_row_sees else q.new_zeros(q.shape)
         lse = q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
         for part in self.passes:
             assert part.order is not None
-            part_output, part_lse = part.run(q, kv)
+            part_output, part_lse = part.run(q, layer)
             output.index_copy_(0, part.order, part_output)
             lse.index_copy_(0, part.order, part_lse)
         return output, lse
@@ -99,67 +104,73 @@ class FlashInferAttentionBackend:
         self._workspace = torch.zeros(workspace_bytes, dtype=torch.uint8, device=spec.device)
         self._decode = WrapperPool(self._new_decode)
         self._prefill = WrapperPool(self._new_prefill)
+        self._indices = IndexBuffer()
         self._numbers = self._full_pages = torch.empty(0, dtype=torch.int32, device=spec.device)
 
-    def plan(self, rows: Sequence[AttentionRows]) -> FlashInferPlan:
+    @property
+    def spec(self) -> AttentionSpec:
+        """See `AttentionBackend.spec`."""
+        return self._spec
+
+    def plan(self, tables: PageTables, rows: AttentionRows) -> FlashInferPlan:
         """See `AttentionBackend.plan`. Raises ValueError where an entry contradicts itself."""
-        check_rows(rows, page_size=self._spec.page_size)
-        starts = row_starts(rows)
+        check_rows(rows, tables=tables, page_size=self._spec.page_size)
         # An entry without keys reaches no kernel: the library's page tables cannot say an empty last page.
-        seeing = [(start, entry) for start, entry in zip(starts, rows, strict=False) if entry.num_rows and entry.kv_len]
-        single = [(start, entry) for start, entry in seeing if entry.num_rows == 1]
-        causal = [(start, entry) for start, entry in seeing if entry.num_rows > 1 and entry.causal]
-        full = [(start, entry) for start, entry in seeing if entry.num_rows > 1 and not entry.causal]
+        sees, is_single = (rows.num_rows > 0) & (rows.kv_len > 0), rows.num_rows == 1
         passes = [
-            self._plan_decode(single, total_rows=starts[-1]),
-            self._plan_prefill(causal, causal=True, total_rows=starts[-1]),
-            self._plan_prefill(full, causal=False, total_rows=starts[-1]),
+            self._plan_decode(tables, rows, sees & is_single),
+            self._plan_prefill(tables, rows, sees & ~is_single & rows.causal, causal=True),
+            self._plan_prefill(tables, rows, sees & ~is_single & ~rows.causal, causal=False),
         ]
         return FlashInferPlan(
-            num_rows=starts[-1],
-            every_row_sees=sum(entry.num_rows for _, entry in seeing) == starts[-1],
+            num_rows=rows.total_rows,
+            every_row_sees=bool(np.all(sees | (rows.num_rows == 0))),
             passes=[part for part in passes if part is not None],
         )
 
-    def _plan_decode(self, entries: Sequence[Entry], *, total_rows: int) -> FlashInferPass | None:
-        if not entries:
+    def _plan_decode(self, tables: PageTables, rows: AttentionRows, chosen: Bools) -> FlashInferPass | None:
+        if not chosen.any():
             return None
-        tables = join_tables([entry for _, entry in entries], page_size=self._spec.page_size)
+        joined = join_tables(tables, rows.take(chosen), page_size=self._spec.page_size, buffer=self._indices)
         loan = self._decode.lend()
         loan.wrapper.plan(
-            tables.indptr,
-            tables.indices,
-            tables.last_page_len,
+            joined.indptr,
+            joined.indices,
+            joined.last_page_len,
             self._spec.num_heads,
             self._spec.num_kv_heads,
-            self._spec.head_dim,
+            self._spec.key.width,
             self._spec.page_size,
+            window_left=self._spec.window - 1,
             q_data_type=self._spec.dtype,
             kv_data_type=self._spec.dtype,
-            sm_scale=self._spec.scale,
+            sm_scale=1.0,
         )
-        return self._pass(self._decode, loan, order=self._order(entries, total_rows=total_rows))
+        return self._pass(self._decode, loan, order=self._order(rows, chosen))
 
-    def _plan_prefill(self, entries: Sequence[Entry], *, causal: bool, total_rows: int) -> FlashInferPass | None:
-        if not entries:
+    def _plan_prefill(
+        self, tables: PageTables, rows: AttentionRows, chosen: Bools, *, causal: bool
+    ) -> FlashInferPass | None:
+        if not chosen.any():
             return None
-        tables = join_tables([entry for _, entry in entries], page_size=self._spec.page_size)
+        joined = join_tables(tables, rows.take(chosen), page_size=self._spec.page_size, buffer=self._indices)
         loan = self._prefill.lend()
         loan.wrapper.plan(
-            tables.qo_indptr,
-            tables.indptr,
-            tables.indices,
-            tables.last_page_len,
+            joined.qo_indptr,
+            joined.indptr,
+            joined.indices,
+            joined.last_page_len,
             self._spec.num_heads,
             self._spec.num_kv_heads,
-            self._spec.head_dim,
+            self._spec.key.width,
             self._spec.page_size,
             causal=causal,
-            sm_scale=self._spec.scale,
+            window_left=self._spec.window - 1,
+            sm_scale=1.0,
             q_data_type=self._spec.dtype,
             kv_data_type=self._spec.dtype,
         )
-        return self._pass(self._prefill, loan, order=self._order(entries, total_rows=total_rows))
+        return self._pass(self._prefill, loan, order=self._order(rows, chosen))
 
     def _pass(self, pool: WrapperPool[RunT], loan: Loan[RunT], *, order: torch.Tensor | None) -> FlashInferPass:
         loan.mark_planned(self._spec.device)
@@ -167,25 +178,25 @@ class FlashInferAttentionBackend:
         pool.take_back(loan, after=planned)
         return planned
 
-    def _order(self, entries: Sequence[Entry], *, total_rows: int) -> torch.Tensor | None:
-        rows = np.concatenate([np.arange(start, start + entry.num_rows) for start, entry in entries])
-        return None if len(rows) == total_rows else torch.from_numpy(rows).to(self._spec.device)
+    def _order(self, rows: AttentionRows, chosen: Bools) -> torch.Tensor | None:
+        is_in = np.repeat(chosen, rows.num_rows)
+        return None if is_in.all() else torch.from_numpy(np.flatnonzero(is_in)).to(self._spec.device)
 
-    def write(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor, where: KvWrite) -> None:
+    def write(self, layer: LayerMemory, planes: Sequence[torch.Tensor], where: KvWrite) -> None:
         """See `AttentionBackend.write`."""
-        num_rows = k.shape[0]
+        num_rows = len(planes[0])
         if num_rows == 0:
             return
-        k, v = mark_broken(k, v)
+        k, v = mark_broken(planes, self._spec)
         # Each row is a sequence of one full page of its own: only that page and the offset in it depend on data.
         numbers, full_pages = self._one_page_tables(num_rows)
         self._library.append_paged_kv_cache(
             k,
             v,
             batch_indices=numbers[:-1],
-            positions=where.offsets.to(torch.int32),
-            paged_kv_cache=kv,
-            kv_indices=where.pages.to(torch.int32),
+            positions=where.offsets,
+            paged_kv_cache=(layer.key, layer.value),
+            kv_indices=where.pages,
             kv_indptr=numbers,
             kv_last_page_len=full_pages,
             kv_layout=KV_LAYOUT,

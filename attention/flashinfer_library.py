@@ -17,13 +17,17 @@ HEAD_DIMS = (64, 128, 256)
 DTYPES = (torch.float16, torch.bfloat16)
 
 
+#: Each [N, Hkv, P, D], with the same strides.
+KeysAndValues = tuple[torch.Tensor, torch.Tensor]
+
+
 class PagedRun(Protocol):
     """A wrapper that was planned."""
 
     def run(
-        self, q: torch.Tensor, paged_kv_cache: torch.Tensor, *, return_lse: bool
+        self, q: torch.Tensor, paged_kv_cache: KeysAndValues, *, q_scale: float, return_lse: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """q [T, Hq, D] gives [T, Hq, D] and, with return_lse, [T, Hq]."""
+        """q [T, Hq, D] gives [T, Hq, D] and, with return_lse, [T, Hq]. Scores are multiplied by q_scale too."""
         ...
 
 
@@ -40,11 +44,14 @@ class PagedDecode(PagedRun, Protocol):
         head_dim: int,
         page_size: int,
         *,
+        window_left: int,
         q_data_type: torch.dtype,
         kv_data_type: torch.dtype,
         sm_scale: float,
     ) -> None:
-        """Plans one step; tables lie on the host, and what the kernel needs of them is copied."""
+        """Plans one step; offsets lie on the host, indices anywhere, and what the kernel needs of them is copied. A row
+        sees itself and `window_left` keys before it, all where that is -1.
+        """
         ...
 
 
@@ -63,11 +70,14 @@ class PagedPrefill(PagedRun, Protocol):
         page_size: int,
         *,
         causal: bool,
+        window_left: int,
         sm_scale: float,
         q_data_type: torch.dtype,
         kv_data_type: torch.dtype,
     ) -> None:
-        """Plans one step; tables lie on the host, and what the kernel needs of them is copied."""
+        """Plans one step; offsets lie on the host, indices anywhere, and what the kernel needs of them is copied. A row
+        sees itself and `window_left` keys before it, all where that is -1.
+        """
         ...
 
 
@@ -90,7 +100,7 @@ class FlashInferLibrary(Protocol):
         append_value: torch.Tensor,
         batch_indices: torch.Tensor,
         positions: torch.Tensor,
-        paged_kv_cache: torch.Tensor,
+        paged_kv_cache: KeysAndValues,
         kv_indices: torch.Tensor,
         kv_indptr: torch.Tensor,
         kv_last_page_len: torch.Tensor,
@@ -109,11 +119,7 @@ def load_flashinfer(spec: AttentionSpec) -> FlashInferLibrary:
 
     Raises ValueError where they do not take it, ImportError where it cannot be imported; both name the remedy.
     """
-    if spec.head_dim not in HEAD_DIMS or spec.dtype not in DTYPES:
-        raise ValueError(
-            f"FlashInfer takes head sizes {', '.join(map(str, HEAD_DIMS))} in float16 or bfloat16, not {spec.head_dim} "
-            f"in {str(spec.dtype).removeprefix('torch.')}: choose another dtype, or the attention kernel 'torch'"
-        )
+    _check_spec(spec)
     try:
         return cast(FlashInferLibrary, importlib.import_module("flashinfer"))
     except ImportError as error:
@@ -121,3 +127,21 @@ def load_flashinfer(spec: AttentionSpec) -> FlashInferLibrary:
             f"FlashInfer cannot be imported ({error}): install it with `pip install 'muster[gpu]'`, "
             "or choose the attention kernel 'torch'"
         ) from error
+
+
+def _check_spec(spec: AttentionSpec) -> None:
+    """ValueError with the remedy where the kernels in use do not take `spec`."""
+    if spec.key.width not in HEAD_DIMS or spec.dtype not in DTYPES:
+        raise ValueError(
+            f"FlashInfer takes head sizes {', '.join(map(str, HEAD_DIMS))} in float16 or bfloat16, not "
+            f"{spec.key.width} in {str(spec.dtype).removeprefix('torch.')}: choose another dtype, or the attention "
+            f"kernel 'torch'"
+        )
+    key, value = (spec.page.plane(view.plane) for view in (spec.key, spec.value))
+    is_pair = key != value and spec.key.width == spec.value.width and len(spec.page.planes) == 2
+    strides = [(plane.head_stride, plane.position_stride) for plane in (key, value)]
+    if not is_pair or strides[0] != strides[1] or spec.listed:
+        raise ValueError(
+            f"FlashInfer takes keys and values that are two planes alike, not {spec.key} and {spec.value}"
+            f"{' by lists of positions' * bool(spec.listed)}: choose the attention kernel 'torch'"
+        )

@@ -1,37 +1,73 @@
 """Page tables of many sequences as FlashInfer takes them: one list of pages, offsets into it, last pages' lengths."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from attention.interface import AttentionRows
+from attention.interface import AttentionRows, Ints, PageTables
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageTables:
-    """B sequences, all int32 on the host: the library plans there and copies what its kernels need."""
+class JoinedTables:
+    """B sequences. Offsets and lengths are int32 on the host, where the library plans; pages lie where tables do."""
 
     qo_indptr: torch.Tensor
     """[B + 1]: where each sequence's query rows start."""
     indptr: torch.Tensor
     """[B + 1]: where each sequence's pages start in `indices`."""
     indices: torch.Tensor
+    """On the device: kernels read them there."""
     last_page_len: torch.Tensor
     """[B]: positions in use of each last page, 1 to page_size."""
 
 
-def join_tables(entries: Sequence[AttentionRows], *, page_size: int) -> PageTables:
+class IndexBuffer:
+    """Host memory that pages are joined in, kept from step to step: fresh megabytes cost more than filling them. All
+    that `take` returns is the same memory, which the library has copied when its plan returns.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = np.empty(0, dtype=np.int32)
+
+    def take(self, size: int) -> npt.NDArray[np.int32]:
+        """Uninitialised int32 [size]."""
+        if len(self._numbers) < size:
+            self._numbers = np.empty(2 * size, dtype=np.int32)
+        return self._numbers[:size]
+
+
+def join_tables(tables: PageTables, rows: AttentionRows, *, page_size: int, buffer: IndexBuffer) -> JoinedTables:
     """Joins the tables of entries with at least one key each."""
-    return PageTables(
-        qo_indptr=_offsets([entry.num_rows for entry in entries]),
-        indptr=_offsets([len(entry.page_table) for entry in entries]),
-        indices=torch.from_numpy(np.concatenate([np.asarray(entry.page_table, dtype=np.int32) for entry in entries])),
-        last_page_len=torch.tensor([(entry.kv_len - 1) % page_size + 1 for entry in entries], dtype=torch.int32),
+    num_pages = -(-rows.kv_len // page_size)
+    indptr = _offsets(num_pages)
+    return JoinedTables(
+        qo_indptr=torch.from_numpy(_offsets(rows.num_rows)),
+        indptr=torch.from_numpy(indptr),
+        indices=_indices(tables, rows, num_pages=num_pages, total=int(indptr[-1]), buffer=buffer),
+        last_page_len=torch.from_numpy(((rows.kv_len - 1) % page_size + 1).astype(np.int32)),
     )
 
 
-def _offsets(sizes: Sequence[int]) -> torch.Tensor:
-    return torch.tensor(list(accumulate(sizes, initial=0)), dtype=torch.int32)
+def _indices(
+    tables: PageTables, rows: AttentionRows, *, num_pages: Ints, total: int, buffer: IndexBuffer
+) -> torch.Tensor:
+    """The entries' pages one after the other, int32 [total]."""
+    if tables.device.is_cpu:
+        joined, begin = buffer.take(total), 0
+        places = zip(rows.table_row.tolist(), rows.first_page.tolist(), num_pages.tolist(), strict=True)
+        for row, first, count in places:
+            joined[begin : begin + count] = tables.host[row, first : first + count]
+            begin += count
+        return torch.from_numpy(joined)
+    # On a device: what is copied is a number for each sequence, however long it is.
+    starts = rows.table_row * tables.host.shape[1] + rows.first_page - (np.cumsum(num_pages) - num_pages)
+    counts = torch.from_numpy(num_pages).to(tables.device.device, non_blocking=True)
+    shift = torch.from_numpy(starts).to(tables.device.device, non_blocking=True)
+    flat = torch.arange(total, device=tables.device.device) + shift.repeat_interleave(counts, output_size=total)
+    return tables.device.reshape(-1).index_select(0, flat)
+
+
+def _offsets(sizes: Ints) -> npt.NDArray[np.int32]:
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)

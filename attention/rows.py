@@ -1,37 +1,28 @@
-"""What every backend asks of the rows that it plans: checks, page counts and where each entry starts in q."""
+"""What every backend asks of the rows that it plans, before a kernel reads memory that is not its own."""
 
-from collections.abc import Sequence
-from itertools import accumulate
-
-from attention.interface import AttentionRows
+from attention.interface import AttentionRows, PageTables
 
 
-def num_pages(kv_len: int, *, page_size: int) -> int:
-    """Pages that hold `kv_len` positions."""
-    return -(-kv_len // page_size)
-
-
-def row_starts(rows: Sequence[AttentionRows]) -> list[int]:
-    """The first row in q of each entry, and after the last entry the total; always one longer than `rows`."""
-    return list(accumulate((entry.num_rows for entry in rows), initial=0))
-
-
-def check_rows(rows: Sequence[AttentionRows], *, page_size: int) -> None:
-    """Raises ValueError where an entry contradicts itself, before a kernel reads memory that is not its own."""
-    for position, entry in enumerate(rows):
-        _check_entry(entry, position=position, page_size=page_size)
-
-
-def _check_entry(entry: AttentionRows, *, position: int, page_size: int) -> None:
-    if entry.num_rows < 0 or entry.kv_len < 0:
-        raise ValueError(f"rows[{position}]: num_rows {entry.num_rows} and kv_len {entry.kv_len} must not be negative")
-    needed = num_pages(entry.kv_len, page_size=page_size)
-    if len(entry.page_table) != needed:
-        raise ValueError(
-            f"rows[{position}]: kv_len {entry.kv_len} at page size {page_size} takes {needed} pages, "
-            f"but page_table lists {len(entry.page_table)}"
-        )
-    if entry.causal and entry.kv_len < entry.num_rows:
-        raise ValueError(
-            f"rows[{position}]: {entry.num_rows} causal rows must be the last of their KV, but kv_len is {entry.kv_len}"
-        )
+def check_rows(rows: AttentionRows, *, tables: PageTables, page_size: int) -> None:
+    """Raises ValueError naming the first entry that contradicts itself or reads beyond its table."""
+    num_pages = -(-rows.kv_len // page_size)
+    height, width = tables.host.shape
+    is_wrong = (rows.num_rows < 0) | (rows.kv_len < 0) | (rows.causal & (rows.kv_len < rows.num_rows))
+    is_wrong |= (num_pages > 0) & (
+        (rows.table_row < 0)
+        | (rows.table_row >= height)
+        | (rows.first_page < 0)
+        | (rows.first_page + num_pages > width)
+    )
+    if not is_wrong.any():
+        return
+    place = int(is_wrong.argmax())
+    num_rows, kv_len = int(rows.num_rows[place]), int(rows.kv_len[place])
+    if num_rows < 0 or kv_len < 0:
+        raise ValueError(f"rows[{place}]: num_rows {num_rows} and kv_len {kv_len} must not be negative")
+    if rows.causal[place] and kv_len < num_rows:
+        raise ValueError(f"rows[{place}]: {num_rows} causal rows must be the last of their KV, but kv_len is {kv_len}")
+    raise ValueError(
+        f"rows[{place}]: kv_len {kv_len} at page size {page_size} takes {num_pages[place]} pages of row "
+        f"{rows.table_row[place]} from column {rows.first_page[place]} on, but the tables are {height} x {width}"
+    )

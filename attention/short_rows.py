@@ -2,20 +2,22 @@
 
 Sequences of like length are one batch: their pages are gathered into [B, Hkv, L, D] and the query heads of a KV head
 are the rows of one batched matrix product with it. Gathered K and scores are small enough to stay in cache; V takes
-the place of K. The fused kernel was 10 to 40% slower here than the two products.
-Shapes: B sequences of a batch, R query rows of each, S short rows of a plan, H KV heads, G query heads of each.
+the place of K, unless it lies in the same plane. The fused kernel was 10 to 40% slower here than the two products.
+Shapes: B sequences of a batch, R query rows of each, S short rows of a plan, H KV heads, G query heads of each, L
+positions of the longest.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import torch
 
 from attention.batching import plan_batches
-from attention.interface import AttentionRows, AttentionSpec
+from attention.interface import AttentionRows, AttentionSpec, Bools, Ints, PageTables
+from attention.layer_memory import LayerMemory
+from attention.plane_rows import PlaneRows
 from attention.scratch import Scratch
 
 MAX_SHORT_ROWS = 8
@@ -26,63 +28,80 @@ PADDING_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlaneGather:
+    """One plane of a batch's pages, copied into scratch that the batch's other plane uses too."""
+
+    rows: PlaneRows
+    index: torch.Tensor
+    """int64, on the device."""
+    gathered: torch.Tensor
+    """Scratch [len(index), row elements]."""
+    by_head: torch.Tensor
+    """The same memory as [B * H, L, elements]."""
+
+    def fill(self, pages: torch.Tensor) -> None:
+        """Gathers out of the memory `pages` uint8 [N, page_bytes]."""
+        self.rows.gather(pages, self.index, out=self.gathered)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RowBatch:
     """B sequences of R rows each, padded to L positions; its rows are consecutive among the plan's short rows."""
 
     num_sequences: int
     num_rows: int
-    num_kv_heads: int
-    key_rows: torch.Tensor
-    """int64 [B * H * pages], on the device: K's rows of the memory seen as [N * 2 * H, P * D]."""
-    value_rows: torch.Tensor
-    gathered: torch.Tensor
-    """Scratch [B * H * pages, P * D]."""
-    by_head: torch.Tensor
-    """The same memory as [B * H, L, D]."""
+    spec: AttentionSpec
+    key: PlaneGather
+    value: PlaneGather | None
+    """None where it lies in the key's plane."""
     mask: torch.Tensor | None
     """bool [B, 1, R, 1, M]: of the last M of the L positions those hidden from a row; none where all see all."""
 
-    def run(
-        self, q: torch.Tensor, pages: torch.Tensor, *, scale: float, with_lse: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attends with q [B * R, Hq, D] over the memory `pages` [N * 2 * H, P * D].
+    def run(self, q: torch.Tensor, layer: LayerMemory, *, with_lse: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attends with q [B * R, Hq, Dk] over a layer's memory.
 
-        Returns an output as q and, where asked, the log-sum-exp [B * R, Hq]; both in float32 or better.
+        Returns an output [B * R, Hq, Dv] and, where asked, the log-sum-exp [B * R, Hq]; both in float32 or better.
         """
-        scores = self._scores(q, pages, scale=scale)
+        scores = self._scores(q, layer)
         largest = scores.amax(dim=-1, keepdim=True) if with_lse else None
         weights = torch.softmax(scores, dim=-1, out=scores)
-        output = self._by_row(torch.bmm(weights, self._gather(pages, self.value_rows).to(weights.dtype)))
+        output = self._by_row(torch.bmm(weights, self._value(layer).to(weights.dtype)))
         if largest is None:
             return output, None
         # The largest weight is exp(largest score - log-sum-exp).
         return output, self._by_row(largest - weights.amax(dim=-1, keepdim=True).log_()).squeeze(-1)
 
-    def _scores(self, q: torch.Tensor, pages: torch.Tensor, *, scale: float) -> torch.Tensor:
+    def _scores(self, q: torch.Tensor, layer: LayerMemory) -> torch.Tensor:
         """Masked and scaled scores [B * H, R * G, L]."""
         queries = self._by_kv_head(q).to(torch.promote_types(q.dtype, torch.float32))
-        k = self._gather(pages, self.key_rows).to(queries.dtype)
+        self.key.fill(layer.pages)
+        view = self.spec.key
+        k = self.key.by_head.narrow(2, view.offset, view.width).to(queries.dtype)
         scores = queries.new_empty((*queries.shape[:2], k.shape[1]))
-        torch.baddbmm(scores, queries, k.transpose(1, 2), beta=0, alpha=scale, out=scores)
+        torch.baddbmm(scores, queries, k.transpose(1, 2), beta=0, alpha=layer.scale, out=scores)
         if self.mask is not None:
-            per_row = scores.view(self.num_sequences, self.num_kv_heads, self.num_rows, -1, k.shape[1])
+            per_row = scores.view(self.num_sequences, self.spec.num_kv_heads, self.num_rows, -1, k.shape[1])
             # Selected, not added to: what is hidden may be NaN.
             per_row[..., -self.mask.shape[-1] :].masked_fill_(self.mask, -math.inf)
         return scores
 
-    def _gather(self, pages: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """K or V as [B * H, L, D]; overwrites what was gathered before."""
-        torch.index_select(pages, 0, rows, out=self.gathered)
-        return self.by_head
+    def _value(self, layer: LayerMemory) -> torch.Tensor:
+        """[B * H, L, Dv]; overwrites the key where it is another plane."""
+        gather = self.key if self.value is None else self.value
+        if self.value is not None:
+            gather.fill(layer.pages)
+        return gather.by_head.narrow(2, self.spec.value.offset, self.spec.value.width)
 
     def _by_kv_head(self, values: torch.Tensor) -> torch.Tensor:
         """From [B * R, H * G, D] to [B * H, R * G, D]."""
-        split = values.view(self.num_sequences, self.num_rows, self.num_kv_heads, -1, values.shape[2])
-        return split.transpose(1, 2).reshape(self.num_sequences * self.num_kv_heads, -1, values.shape[2])
+        heads = self.spec.num_kv_heads
+        split = values.view(self.num_sequences, self.num_rows, heads, -1, values.shape[2])
+        return split.transpose(1, 2).reshape(self.num_sequences * heads, -1, values.shape[2])
 
     def _by_row(self, values: torch.Tensor) -> torch.Tensor:
         """From [B * H, R * G, D] to [B * R, H * G, D]."""
-        split = values.view(self.num_sequences, self.num_kv_heads, self.num_rows, -1, values.shape[2])
+        heads = self.spec.num_kv_heads
+        split = values.view(self.num_sequences, heads, self.num_rows, -1, values.shape[2])
         return split.transpose(1, 2).reshape(self.num_sequences * self.num_rows, -1, values.shape[2])
 
 
@@ -94,26 +113,21 @@ class ShortRows:
     order: torch.Tensor | None
     """int64 [S]: the rows of q, batch after batch; none where that is all of q as it stands."""
 
-    def run(
-        self, q: torch.Tensor, kv: torch.Tensor, *, scale: float, with_lse: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attends with the short rows of q [T, Hq, D]: [S, Hq, D] and, where asked, [S, Hq], batch after batch."""
-        pages = kv.view(-1, kv.shape[3] * kv.shape[4])
+    def run(self, q: torch.Tensor, layer: LayerMemory, *, with_lse: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attends with the short rows of q [T, Hq, Dk]: [S, Hq, Dv] and, where asked, [S, Hq], batch after batch."""
         rows = q if self.order is None else q.index_select(0, self.order)
         states, first = [], 0
         for batch in self.batches:
             last = first + batch.num_sequences * batch.num_rows
-            states.append(batch.run(rows[first:last], pages, scale=scale, with_lse=with_lse))
+            states.append(batch.run(rows[first:last], layer, with_lse=with_lse))
             first = last
         lses = [lse for _, lse in states if lse is not None]
         return _joined([output for output, _ in states]).to(q.dtype), _joined(lses).float() if with_lse else None
 
-    def run_into(
-        self, q: torch.Tensor, kv: torch.Tensor, *, output: torch.Tensor, lse: torch.Tensor | None, scale: float
-    ) -> None:
-        """Writes the short rows of output [T, Hq, D] and, where given, of lse [T, Hq]."""
+    def run_into(self, q: torch.Tensor, layer: LayerMemory, *, output: torch.Tensor, lse: torch.Tensor | None) -> None:
+        """Writes the short rows of output [T, Hq, Dv] and, where given, of lse [T, Hq]."""
         assert self.order is not None
-        part, part_lse = self.run(q, kv, scale=scale, with_lse=lse is not None)
+        part, part_lse = self.run(q, layer, with_lse=lse is not None)
         output.index_copy_(0, self.order, part)
         if lse is not None and part_lse is not None:
             lse.index_copy_(0, self.order, part_lse)
@@ -124,65 +138,75 @@ def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def plan_short_rows(
-    entries: Sequence[tuple[int, AttentionRows]], *, total_rows: int, spec: AttentionSpec, scratch: Scratch
+    tables: PageTables, rows: AttentionRows, *, starts: Ints, total_rows: int, spec: AttentionSpec, scratch: Scratch
 ) -> ShortRows:
-    """Plans entries, each with its first row in q, at least one row and at least one key."""
-    page_bytes = spec.num_kv_heads * spec.page_size * spec.head_dim * spec.dtype.itemsize
+    """Plans entries with at least one row and one key each; `starts` [E] are their first rows in q."""
+    num_pages = -(-rows.kv_len // spec.page_size)
+    key = spec.page.plane(spec.key.plane)
+    page_bytes = key.num_heads * spec.page_size * key.run_bytes
     batches, order = [], []
-    by_rows = sorted(entries, key=lambda entry: entry[1].num_rows)
-    for num_rows, group in groupby(by_rows, key=lambda entry: entry[1].num_rows):
-        alike = list(group)
+    for num_rows in np.unique(rows.num_rows):
+        alike = np.flatnonzero(rows.num_rows == num_rows)
         for batch in plan_batches(
-            [len(entry.page_table) for _, entry in alike],
+            num_pages[alike].tolist(),
             max_batch_pages=BATCH_BYTES // page_bytes,
             max_padding_pages=PADDING_BYTES // page_bytes,
         ):
-            batches.append(_plan_batch([alike[index][1] for index in batch], spec=spec, scratch=scratch))
-            order.append(np.asarray([alike[index][0] for index in batch])[:, None] + np.arange(num_rows))
-    rows = np.concatenate([part.ravel() for part in order])
-    as_it_stands = np.array_equal(rows, np.arange(total_rows))
-    return ShortRows(batches=batches, order=None if as_it_stands else torch.from_numpy(rows).to(spec.device))
+            chosen = alike[batch]
+            batches.append(_plan_batch(tables, rows.take(chosen), spec=spec, scratch=scratch))
+            order.append(starts[chosen][:, None] + np.arange(num_rows))
+    flat = np.concatenate([part.ravel() for part in order])
+    as_it_stands = np.array_equal(flat, np.arange(total_rows))
+    return ShortRows(batches=batches, order=None if as_it_stands else torch.from_numpy(flat).to(spec.device))
 
 
-def _plan_batch(entries: Sequence[AttentionRows], *, spec: AttentionSpec, scratch: Scratch) -> RowBatch:
+def _plan_batch(tables: PageTables, rows: AttentionRows, *, spec: AttentionSpec, scratch: Scratch) -> RowBatch:
     """Plans entries of equally many rows as one padded batch."""
-    tables = _padded_tables(entries)
-    heads = np.arange(spec.num_kv_heads, dtype=np.int64)
-    key_rows = (tables[:, None, :] * (2 * spec.num_kv_heads) + heads[:, None]).ravel()
-    kv_len = max(entry.kv_len for entry in entries)
-    mask = _plan_mask(entries, kv_len=kv_len)
-    gathered = scratch.take((len(key_rows), spec.page_size * spec.head_dim))
+    pages = _padded_tables(tables, rows, page_size=spec.page_size)
+    kv_len = int(rows.kv_len.max())
+    mask = _plan_mask(rows, kv_len=kv_len, window=spec.window)
+    key = _plan_gather(spec.key.plane, pages, kv_len=kv_len, spec=spec, scratch=scratch)
+    is_one_plane = spec.value.plane == spec.key.plane
     return RowBatch(
-        num_sequences=len(entries),
-        num_rows=entries[0].num_rows,
-        num_kv_heads=spec.num_kv_heads,
-        key_rows=torch.from_numpy(key_rows).to(spec.device),
-        value_rows=torch.from_numpy(key_rows + spec.num_kv_heads).to(spec.device),
-        gathered=gathered,
-        by_head=gathered.view(len(entries) * spec.num_kv_heads, -1, spec.head_dim)[:, :kv_len],
+        num_sequences=len(rows),
+        num_rows=int(rows.num_rows[0]),
+        spec=spec,
+        key=key,
+        value=None
+        if is_one_plane
+        else _plan_gather(spec.value.plane, pages, kv_len=kv_len, spec=spec, scratch=scratch),
         mask=None if mask is None else torch.from_numpy(mask).to(spec.device),
     )
 
 
-def _padded_tables(entries: Sequence[AttentionRows]) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    """Page tables as one int64 [B, pages]; a shorter one repeats its last page, whose values are numbers."""
-    padded = np.empty((len(entries), max(len(entry.page_table) for entry in entries)), dtype=np.int64)
-    for row, entry in zip(padded, entries, strict=True):
-        row[: len(entry.page_table)] = entry.page_table
-        row[len(entry.page_table) :] = entry.page_table[-1]
-    return padded
+def _plan_gather(name: str, pages: Ints, *, kv_len: int, spec: AttentionSpec, scratch: Scratch) -> PlaneGather:
+    plane = PlaneRows(spec.page.plane(name), spec.page)
+    index = plane.index(pages)
+    gathered = scratch.take((len(index), plane.row_elements))
+    heads = len(pages) * plane.plane.num_heads
+    return PlaneGather(
+        rows=plane,
+        index=torch.from_numpy(index).to(spec.device),
+        gathered=gathered,
+        by_head=gathered.view(heads, -1, plane.plane.elements)[:, :kv_len],
+    )
 
 
-def _plan_mask(
-    entries: Sequence[AttentionRows], *, kv_len: int
-) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]] | None:
-    """What hides the end of the KV from some rows: [B, 1, R, 1, M] for the last M positions, or none."""
-    num_rows = entries[0].num_rows
-    hidden = np.asarray([num_rows - 1 if entry.causal else 0 for entry in entries])[:, None]
-    ahead = np.maximum(hidden - np.arange(num_rows), 0)
-    visible = np.asarray([entry.kv_len for entry in entries])[:, None] - ahead
-    positions = np.arange(visible.min(), kv_len)
+def _padded_tables(tables: PageTables, rows: AttentionRows, *, page_size: int) -> Ints:
+    """The entries' pages as one int64 [B, pages]; a shorter one repeats its last page, whose values are numbers."""
+    last = -(-rows.kv_len // page_size) - 1
+    columns = np.minimum(np.arange(last.max() + 1), last[:, None]) + rows.first_page[:, None]
+    return tables.host[rows.table_row[:, None], columns].astype(np.int64)
+
+
+def _plan_mask(rows: AttentionRows, *, kv_len: int, window: int) -> Bools | None:
+    """What hides keys from some rows: [B, 1, R, 1, M] for the last M positions, or none."""
+    num_rows = int(rows.num_rows[0])
+    ahead = np.where(rows.causal[:, None], np.maximum(num_rows - 1 - np.arange(num_rows), 0), 0)
+    visible = rows.kv_len[:, None] - ahead
+    behind = np.where(rows.causal[:, None], np.maximum(visible - window, 0), 0) if window else np.zeros_like(visible)
+    positions = np.arange(0 if behind.any() else visible.min(), kv_len)
     if not len(positions):
         return None
-    is_hidden: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = positions >= visible[:, :, None]
+    is_hidden: Bools = (positions >= visible[:, :, None]) | (positions < behind[:, :, None])
     return is_hidden[:, None, :, None, :]

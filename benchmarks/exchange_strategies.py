@@ -18,19 +18,18 @@ import torch
 from torch._C._distributed_c10d import FileStore
 
 from attention.dense import attend
-from attention.exchange import plan_exchange
-from attention.exchange_choice import ExchangePolicy, Strategy
-from attention.exchange_chunk import ExchangeChunk
+from attention.exchange import Exchange, plan_exchange
+from attention.exchange_choice import REMOTE, ExchangePolicy, Strategy
 from attention.interface import AttentionSpec
+from attention.layer_memory import LayerFormat, bind_layer
 from attention.select import create_backend
+from benchmarks.exchange_steps import StepChunk, cache_group, exchange_policy, exchange_rows
 from benchmarks.report import Report
-from parallel.chunk import Segment, choose_offset, cut_chunk
 from parallel.collectives.communicator import CollectiveClock, Communicator
 from parallel.collectives.groups import Rendezvous, build_groups
-from parallel.handoff import PageOwners, PagePlace
 from parallel.link import LINKS
-from parallel.page_table import PageTable
 from parallel.shape import AttentionSizes, ReplicaShape
+from parallel.storage import lay_out_page
 
 CP = 2
 PAGE_SIZE = 16
@@ -54,40 +53,9 @@ def cases(total: int) -> list[Case]:
 
 def policy(forced: Strategy | None) -> ExchangePolicy:
     """The one that a CPU rank of the dense demo model has."""
-    return ExchangePolicy(
-        page_size=PAGE_SIZE,
-        num_heads=NUM_HEADS,
-        num_kv_heads=NUM_KV_HEADS,
-        head_dim=HEAD_DIM,
-        element_bytes=4,
-        link=LINKS["cpu"],
-        max_tokens=1 << 20,
-        forced=forced,
+    return exchange_policy(
+        num_heads=NUM_HEADS, num_kv_heads=NUM_KV_HEADS, head_dim=HEAD_DIM, page_size=PAGE_SIZE, forced=forced
     )
-
-
-def exchange_chunk(case: Case) -> ExchangeChunk:
-    """The chunk as a leader would have cut it, its cached tokens having been a chunk before."""
-    table = PageTable(cp=CP)
-    segments: tuple[Segment, ...] = ()
-    held, first = [0] * CP, 0
-    for new in (case.cached, case.new):
-        if not new:
-            continue
-        pages = -(-(first + new) // PAGE_SIZE) - len(table)
-        cut = cut_chunk(
-            cached_tokens=first,
-            new_tokens=new,
-            page_size=PAGE_SIZE,
-            cp=CP,
-            offset=choose_offset(pages=pages, cp=CP, held=held, load=held),
-            page_owners=PageOwners(table.places, count=len(table)),
-        )
-        for owner in cut.new_page_owners:
-            table.append(PagePlace(coordinate=owner, page=held[owner]))
-            held[owner] += 1
-        segments, first = cut.segments, first + new
-    return ExchangeChunk(table=table, segments=segments, cached_tokens=case.cached, end=first)
 
 
 def rank_main(rank: int, folder: str, total: int, runs: int, results: Any) -> None:
@@ -116,35 +84,44 @@ def measure_case(case: Case, *, group: Communicator, runs: int) -> list[tuple[Ca
     """The strategies in turn in each run, the first run not counted."""
     device = torch.device("cpu")
     backend = create_backend(spec())
-    chunk = exchange_chunk(case)
+    rows = exchange_rows(
+        [StepChunk(cached_tokens=case.cached, new_tokens=case.new)],
+        cp=CP,
+        cp_rank=group.index,
+        page_size=PAGE_SIZE,
+    )
     generator = torch.Generator().manual_seed(group.index)
-    q = torch.randn((chunk.rows_of(group.index), NUM_HEADS, HEAD_DIM), generator=generator)
-    num_pages = len(chunk.pages_of(group.index, page_size=PAGE_SIZE))
-    kv = torch.randn((num_pages, 2, NUM_KV_HEADS, PAGE_SIZE, HEAD_DIM), generator=generator)
+    num_rows, num_pages = rows.rows_of(group.index), int(rows.seen[-1, group.index])
+    q = torch.randn((num_rows, NUM_HEADS, HEAD_DIM), generator=generator)
+    planes = torch.randn((2, num_rows, NUM_KV_HEADS, HEAD_DIM), generator=generator)
+    layer = bind_layer(torch.zeros((num_pages, spec().page.page_bytes), dtype=torch.uint8), FORM)
+    for plane in layer.planes:
+        plane.copy_(torch.randn(plane.shape, generator=generator))
     exchanges = {
-        strategy: plan_exchange([chunk], group=group, backend=backend, policy=policy(strategy), device=device)
-        for strategy in Strategy
+        strategy: plan_exchange(rows, group=group, backend=backend, policy=policy(strategy), device=device)
+        for strategy in REMOTE
     }
     found = []
     for run in range(-1, runs):
         for strategy, exchange in exchanges.items():
-            seconds = timed(lambda exchange=exchange: exchange.attend(q, kv), group=group)  # type: ignore[misc]
+
+            def work(exchange: Exchange = exchange) -> None:
+                exchange.attend(q, tuple(planes), layer, with_lse=False)
+
+            seconds = timed(work, group=group)
             if run >= 0:
                 found.append((case, strategy, seconds))
     return found
 
 
+GROUP = cache_group(num_kv_heads=NUM_KV_HEADS, head_size=HEAD_DIM)
+PAGE = lay_out_page(GROUP.planes, page_size=PAGE_SIZE, num_heads=NUM_KV_HEADS, dtype="float32")
+FORM = LayerFormat(page=PAGE, key=GROUP.key, value=GROUP.value, scale=HEAD_DIM**-0.5)
+
+
 def spec() -> AttentionSpec:
     """The dense demo model's heads."""
-    return AttentionSpec(
-        num_heads=NUM_HEADS,
-        num_kv_heads=NUM_KV_HEADS,
-        head_dim=HEAD_DIM,
-        page_size=PAGE_SIZE,
-        scale=HEAD_DIM**-0.5,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-    )
+    return AttentionSpec(num_heads=NUM_HEADS, page=PAGE, key=GROUP.key, value=GROUP.value, device=torch.device("cpu"))
 
 
 def timed(work: Callable[[], object], *, group: Communicator) -> float:

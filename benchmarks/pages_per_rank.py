@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from benchmarks.exchange_steps import cache_group
 from benchmarks.report import Report
 from parallel.admission import check_fits
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ReplicaShape
 from proto import control_pb2, step_pb2
 from worker.engine.leader import Leader
-from worker.step.rows import SequenceTables
+from worker.step.sequence_tables import SequenceTables
 
 #: Of one token in one layer of the dense demo model at float32, and its layers: K and V of 3 heads of 64.
 TOKEN_BYTES = 2 * 3 * 64 * 4 * 30
@@ -33,22 +36,24 @@ class Pages:
 def hold(prompt_tokens: int, *, cp: int, settings: EngineSettings) -> Pages:
     """Prefills one prompt, the ranks answering each step at once."""
     shape = ReplicaShape(attention=AttentionSizes(cp=cp), experts=None)
-    leader = Leader(shape=shape, settings=settings)
+    groups = [cache_group()]
+    leader = Leader(shape=shape, settings=settings, groups=groups)
     tables = SequenceTables(
         shape=shape,
         coordinates=shape.coordinates(0),
         settings=settings,
+        groups=groups,
+        device=torch.device("cpu"),
     )
     submit = control_pb2.Submit(request_id=1, prompt_ids=[0] * prompt_tokens, max_new_tokens=1)
     leader.handle(control_pb2.ToReplica(submit=submit))
     counts: list[int] = []
     widest_gap = 0
-    while (plan := leader.next_plan()) is not None:
-        (chunk,) = tables.apply(plan).chunks
-        table = chunk.sequence.table
-        counts = [len(table.pages_of(coordinate, before=len(table))) for coordinate in range(cp)]
+    while (plans := leader.next_plan()) is not None:
+        (plan,) = plans
+        counts = tables.apply(plan).groups["full"].seen[-1].tolist()
         widest_gap = max(widest_gap, max(counts) - min(counts))
-        slots = [chunk.slot for chunk in plan.chunks if chunk.sample]
+        slots = [prompt.slot for prompt in plan.prompts if prompt.sample]
         for rank in range(cp):
             drawn = slots if rank == 0 else []
             result = step_pb2.StepResult(

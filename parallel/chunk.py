@@ -1,110 +1,108 @@
-"""How one chunk of a prompt is cut over the cp coordinates: zigzag blocks that end at page boundaries.
+"""How one chunk of a prompt is cut over the cp ranks: zigzag blocks that end at page boundaries.
 
 ```
 positions   |cached ......|new ...............................................|
 pages       | 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 | 9 |          page 3 is half full
                          ^^^  continues page 3: a segment of its own, on that page's owner
-                             | b0| b1| b2| b3|...   the new pages in 2·cp blocks, block b on coordinate
+                             | b0| b1| b2| b3|...   the new pages in 2·cp blocks, block b on cp rank
                                                     (offset + min(b, 2·cp-1-b)) mod cp
 ```
-Causal work grows with the position, so a coordinate that takes block b and block 2·cp-1-b does its even share
+Causal work grows with the position, so a rank that takes block b and block 2·cp-1-b does its even share
 ("Context Parallelism for Scalable Million-Token Inference", arXiv 2411.01783, section 3.4.1).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """The positions [start, end) of a chunk, whose queries, keys and values one cp coordinate works on."""
-
-    coordinate: int
-    start: int
-    end: int
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChunkCut:
-    """A chunk's segments in order of position, and the owner of each page that the chunk begins."""
+class Segments:
+    """A chunk's positions in order: [start, end) each, whose queries, keys and values one cp rank works on; [S]."""
 
-    segments: tuple[Segment, ...]
-    new_page_owners: tuple[int, ...]
+    cp_rank: Ints
+    start: Ints
+    end: Ints
+
+    def rows_by_rank(self, cp: int) -> Ints:
+        """How many positions each of `cp` ranks works on."""
+        counts = np.zeros(cp, dtype=np.int64)
+        np.add.at(counts, self.cp_rank, self.end - self.start)
+        return counts
 
 
-def cut_chunk(
-    *, cached_tokens: int, new_tokens: int, page_size: int, cp: int, offset: int, page_owners: Sequence[int]
-) -> ChunkCut:
-    """Cuts the positions [cached_tokens, cached_tokens + new_tokens).
+def new_page_owners(*, pages: int, cp: int, offset: int) -> Ints:
+    """The cp rank that owns each of the `pages` pages that a chunk begins: [pages]."""
+    return np.repeat(_block_owners(cp=cp, offset=offset), _block_sizes(pages, 2 * cp))
 
-    `page_owners` holds the coordinate of each page that the sequence has before this chunk, in table order.
-    Neighbouring segments of one coordinate are joined. ValueError where the pages do not match the cached tokens.
+
+def cut_segments(*, start: int, end: int, page_size: int, owners: npt.ArrayLike) -> Segments:
+    """Cuts the positions [start, end) by the owners of their pages, start // page_size to the last.
+
+    Neighbouring pages of one owner are one segment. ValueError where there are not as many owners as pages.
     """
-    if new_tokens < 1 or cached_tokens < 0:
-        raise ValueError(f"a chunk has one new token or more, but got {new_tokens} after {cached_tokens} cached")
-    if len(page_owners) != -(-cached_tokens // page_size):
-        raise ValueError(f"{cached_tokens} cached tokens fill {-(-cached_tokens // page_size)} pages of {page_size}, "
-                         f"but the table has {len(page_owners)}")  # fmt: skip
-    end = cached_tokens + new_tokens
-    first_new_page = len(page_owners)
-    pages = -(-end // page_size) - first_new_page
-    owners = [block_owner(block, cp=cp, offset=offset) for block in _block_of_pages(max(pages, 0), 2 * cp)]
-    segments: list[Segment] = []
-    boundary = min(first_new_page * page_size, end)
-    if boundary > cached_tokens:
-        segments.append(Segment(coordinate=page_owners[-1], start=cached_tokens, end=boundary))
-    for index, owner in enumerate(owners):
-        start = (first_new_page + index) * page_size
-        _extend(segments, Segment(coordinate=owner, start=start, end=min(start + page_size, end)))
-    return ChunkCut(segments=tuple(segments), new_page_owners=tuple(owners))
+    owner = np.asarray(owners, dtype=np.int64)
+    first_page = start // page_size
+    if end <= start or len(owner) != -(-end // page_size) - first_page:
+        raise ValueError(
+            f"the positions [{start}, {end}) lie on {-(-end // page_size) - first_page} pages of {page_size}, one or "
+            f"more, but {len(owner)} have owners"
+        )
+    begins = np.flatnonzero(np.diff(owner, prepend=-1))
+    starts = (first_page + begins) * page_size
+    starts[0] = start
+    return Segments(cp_rank=owner[begins], start=starts, end=np.append(starts[1:], end))
 
 
 def block_owner(block: int, *, cp: int, offset: int) -> int:
-    """The coordinate of zigzag block `block` of 2·cp."""
-    return (offset + min(block, 2 * cp - 1 - block)) % cp
+    """The cp rank of zigzag block `block` of 2·cp."""
+    return int(_block_owners(cp=cp, offset=offset)[block])
 
 
 def new_page_counts(*, pages: int, cp: int, offset: int) -> tuple[int, ...]:
-    """How many of a chunk's `pages` new pages each coordinate takes: never more than ⌈pages / cp⌉."""
-    counts = [0] * cp
-    for block in _block_of_pages(pages, 2 * cp):
-        counts[block_owner(block, cp=cp, offset=offset)] += 1
-    return tuple(counts)
+    """How many of a chunk's `pages` new pages each cp rank takes: never more than ⌈pages / cp⌉."""
+    return tuple(np.roll(_counts_at_zero(pages, cp), offset).tolist())
 
 
 def choose_offset(*, pages: int, cp: int, held: Sequence[int], load: Sequence[int]) -> int:
-    """The offset that keeps a sequence even over its coordinates and, where that leaves a choice, the pool too.
+    """The offset that keeps a sequence even over its cp ranks and, where that leaves a choice, the pool too.
 
-    `held` counts the pages that each coordinate holds of this sequence, `load` those of all sequences. Over whole
-    blocks a chunk adds one page to each coordinate of an arc of the circle. Where the fuller coordinates are an arc,
-    one that begins at its end keeps them so, and no coordinate ever has two pages more than another. Evenness alone
-    is not enough: fuller coordinates that lie apart leave no room for the next arc, and from five coordinates on
-    chunks of equal size then pile up without bound.
+    `held` counts the pages that each rank holds of this sequence, `load` those of all sequences. Over whole blocks a
+    chunk adds one page to each rank of an arc of the circle. Where the fuller ranks are an arc, one that begins at its
+    end keeps them so, and no rank ever has two pages more than another. Evenness alone is not enough: fuller ranks that
+    lie apart leave no room for the next arc, and from five ranks on chunks of equal size then pile up without bound.
     """
-
-    def cost(offset: int) -> tuple[int, int, int, int]:
-        counts = new_page_counts(pages=pages, cp=cp, offset=offset)
-        after = [held[index] + counts[index] for index in range(cp)]
-        edges = sum(after[index] != after[index - 1] for index in range(cp))
-        # Least for the emptiest coordinates; the largest load alone would not tell those below it apart.
-        pool = sum((load[index] + counts[index]) ** 2 for index in range(cp))
-        return max(after) - min(after), edges, pool, offset
-
-    return min(range(cp), key=cost)
+    ranks = np.arange(cp)
+    added = _counts_at_zero(pages, cp)[(ranks[None, :] - ranks[:, None]) % cp]  # by offset, by rank
+    after = np.asarray(held) + added
+    edges = (after != np.roll(after, 1, axis=1)).sum(axis=1)
+    # Least for the emptiest ranks; the largest load alone would not tell those below it apart.
+    pool = ((np.asarray(load) + added) ** 2).sum(axis=1)
+    return int(np.lexsort((ranks, pool, edges, after.max(axis=1) - after.min(axis=1)))[0])
 
 
 def admission_bound(*, pages: int, cp: int) -> int:
-    """How many pages of a prompt of `pages` pages any one coordinate may come to hold."""
+    """How many pages of a prompt of `pages` pages any one cp rank may come to hold."""
     return min(-(-pages // cp) + 2, pages) if cp > 1 else pages
 
 
-def _block_of_pages(pages: int, blocks: int) -> list[int]:
-    """The block of each page: consecutive, sizes differing by at most one, larger ones first."""
+def _block_owners(*, cp: int, offset: int) -> Ints:
+    """The cp rank of each of the 2·cp zigzag blocks."""
+    block = np.arange(2 * cp)
+    return (offset + np.minimum(block, 2 * cp - 1 - block)) % cp
+
+
+def _block_sizes(pages: int, blocks: int) -> Ints:
+    """Pages of each block: consecutive, sizes differing by at most one, larger ones first."""
     size, extra = divmod(pages, blocks)
-    return [block for block in range(blocks) for _ in range(size + (block < extra))]
+    return size + (np.arange(blocks) < extra)
 
 
-def _extend(segments: list[Segment], segment: Segment) -> None:
-    if segments and segments[-1].coordinate == segment.coordinate and segments[-1].end == segment.start:
-        segment = Segment(coordinate=segment.coordinate, start=segments.pop().start, end=segment.end)
-    segments.append(segment)
+def _counts_at_zero(pages: int, cp: int) -> Ints:
+    """How many pages each cp rank takes at offset 0."""
+    sizes = _block_sizes(pages, 2 * cp)
+    return sizes[:cp] + sizes[: cp - 1 : -1]

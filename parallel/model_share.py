@@ -9,15 +9,16 @@ from functools import cached_property
 from math import prod
 
 from parallel.models.description import ModelDescription, Part, Split, TensorSpec
+from parallel.settings import EngineSettings
 from parallel.shape import RankCoordinates, ReplicaShape
 from parallel.sharding import (
     Interval,
     even_interval,
     experts_of,
-    kv_elements_per_layer,
     kv_head_interval,
     stage_layers,
 )
+from parallel.storage import CacheGroup, RankStorage, lay_out_storage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +51,27 @@ class ModelShare:
         """Those of its stage."""
         return stage_layers(self.description, shape=self.shape, pp_rank=self.coordinates.pp_rank)
 
-    @property
-    def num_heads(self) -> int:
-        """Query heads."""
-        return self.description.num_heads // self.shape.attention.tp
+    def num_heads(self, layer: int) -> int:
+        """Query heads in layer `layer`."""
+        return self.description.attention[layer].num_heads // self.shape.attention.tp
 
-    @property
-    def kv_heads(self) -> Interval:
-        """KV heads; neighbouring tp ranks may hold one alike."""
+    def kv_heads(self, group: CacheGroup) -> Interval:
+        """KV heads of the layers of `group`; neighbouring tp ranks may hold one alike."""
         tp, tp_rank = self.shape.attention.tp, self.coordinates.attn_tp_rank
-        return kv_head_interval(self.description.num_kv_heads, tp=tp, tp_rank=tp_rank)
+        return kv_head_interval(group.num_kv_heads, tp=tp, tp_rank=tp_rank)
+
+    def storage(self, settings: EngineSettings) -> RankStorage:
+        """Its KV memory: of each group the layers of its stage, its own heads, and a spare page."""
+        groups = self.description.cache_groups
+        heads = {group.name: self.kv_heads(group) for group in groups}
+        return lay_out_storage(
+            groups,
+            layers=self.layers,
+            heads={name: (interval.start, interval.padded) for name, interval in heads.items()},
+            num_pages={group.name: settings.pages_of(group, pp=self.shape.pp) + 1 for group in groups},
+            page_size=settings.page_size,
+            dtype=settings.dtype,
+        )
 
     @cached_property
     def experts(self) -> dict[int, tuple[int, ...]]:
@@ -78,14 +90,14 @@ class ModelShare:
             if is_held and self._is_on_stage(spec) and self._adds(spec.added_over):
                 intervals = [Interval(start=0, end=size, padded=size) for size in spec.shape]
                 for dim, split in spec.splits:
-                    intervals[dim] = self._interval(split, spec.shape[dim])
+                    intervals[dim] = self._interval(split, spec.shape[dim], layer=spec.layer)
                 yield TensorSlice(spec=spec, intervals=tuple(intervals))
 
-    def kv_elements_per_token(self) -> dict[str, int]:
-        """Elements that one token takes on this rank, over the stage's layers, by cache group."""
-        per_layer = kv_elements_per_layer(self.description, tp=self.shape.attention.tp)
+    def token_bytes(self, settings: EngineSettings) -> dict[str, int]:
+        """Bytes that one token takes on this rank, over the stage's layers, by cache group."""
         return {
-            group.name: per_layer[group.name] * sum(layer in self.layers for layer in group.layers)
+            group.name: group.token_bytes(num_heads=self.kv_heads(group).padded, dtype=settings.dtype)
+            * sum(layer in self.layers for layer in group.layers)
             for group in self.description.cache_groups
         }
 
@@ -106,13 +118,15 @@ class ModelShare:
         is_experts = split in (Split.EXPERT_INTERMEDIATE, Split.EXPERT_PAIRS)
         return (self.coordinates.moe_tp_rank if is_experts else self.coordinates.attn_tp_rank) == 0
 
-    def _interval(self, split: Split, size: int) -> Interval:
+    def _interval(self, split: Split, size: int, *, layer: int | None) -> Interval:
         if split in (Split.EXPERT_INTERMEDIATE, Split.EXPERT_PAIRS):
             assert self.shape.experts is not None and self.coordinates.moe_tp_rank is not None
             width = 2 if split is Split.EXPERT_PAIRS else 1
             part = even_interval(size // width, parts=self.shape.experts.moe_tp, index=self.coordinates.moe_tp_rank)
             return Interval(start=part.start * width, end=part.end * width, padded=part.padded * width)
         if split is Split.KV_HEADS:
-            heads, width = self.kv_heads, size // self.description.num_kv_heads
+            assert layer is not None
+            group = self.description.group_of(layer)
+            heads, width = self.kv_heads(group), size // group.num_kv_heads
             return Interval(start=heads.start * width, end=heads.end * width, padded=heads.padded * width)
         return even_interval(size, parts=self.shape.attention.tp, index=self.coordinates.attn_tp_rank)

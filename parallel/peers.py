@@ -1,21 +1,22 @@
 """Who a rank hands KV to, or gets it from: by layers and heads, over every dp and cp coordinate of the other side."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from parallel.handoff import Lane, cache_layout, plan_lanes
+from parallel.handoff import Lane, plan_lanes
 from parallel.models.description import ModelDescription
 from parallel.shape import RankCoordinates, ReplicaShape
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peers:
-    """`ranks` of a replica of the other pool, with which `layers` and KV `heads`, [first, end) of the model's, are
-    exchanged. Which of them it is, is the sequence's choice: its dp coordinate, and the cp coordinates of its pages.
+    """`ranks` of a replica of the other pool, with which `layers` of a cache group are exchanged: of what is stored per
+    head the KV `heads`, [first, end) of the model's. Which of them it is, is the sequence's choice: its dp coordinate,
+    and the cp ranks of its pages.
     """
 
-    layers: tuple[int, int]
-    heads: tuple[int, int]
+    group: str
+    layers: tuple[int, ...]
+    heads: tuple[int, int] | None
     ranks: tuple[int, ...]
 
 
@@ -26,7 +27,7 @@ def target_peers(
     own = (coordinates.pp_rank, coordinates.attn_tp_rank)
     return tuple(
         _peers(lane, ranks=_ranks_at(target, pp_rank=lane.target_pp, tp=lane.target_tp))
-        for lane in _lanes(description, source=source, target=target)
+        for lane in plan_lanes(description, source=source, target=target)
         if (lane.source_pp, lane.source_tp) == own
     )
 
@@ -38,17 +39,13 @@ def source_peers(
     own = (coordinates.pp_rank, coordinates.attn_tp_rank)
     return tuple(
         _peers(lane, ranks=_ranks_at(source, pp_rank=lane.source_pp, tp=lane.source_tp))
-        for lane in _lanes(description, source=source, target=target)
+        for lane in plan_lanes(description, source=source, target=target)
         if (lane.target_pp, lane.target_tp) == own
     )
 
 
-def _lanes(description: ModelDescription, *, source: ReplicaShape, target: ReplicaShape) -> Sequence[Lane]:
-    return plan_lanes(*(cache_layout(description, shape=shape, page_size=1) for shape in (source, target)))
-
-
 def _peers(lane: Lane, *, ranks: tuple[int, ...]) -> Peers:
-    return Peers(layers=lane.layers, heads=lane.heads, ranks=ranks)
+    return Peers(group=lane.group, layers=lane.layers, heads=lane.heads, ranks=ranks)
 
 
 def _ranks_at(shape: ReplicaShape, *, pp_rank: int, tp: int) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from parallel.storage import DTYPE_BYTES, CacheGroup
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
@@ -27,8 +29,23 @@ class EngineSettings:
 
     @property
     def num_pages(self) -> int:
-        """Pages of KV memory on each rank."""
+        """Pages on each rank of a cache group that sees everything."""
         return self.kv_tokens // self.page_size
+
+    def pages_of(self, group: CacheGroup, *, pp: int) -> int:
+        """Pages of `group` on each rank.
+
+        Behind a window pages are free again: so many sequences each hold their window's, and those of the chunks of the
+        steps in flight, pp of them running and one planned, come beside them.
+        """
+        if not group.window:
+            return self.num_pages
+        of_windows = self.max_sequences * self.window_pages(group)
+        return min(of_windows + (pp + 1) * -(-self.max_batch_tokens // self.page_size), self.num_pages)
+
+    def window_pages(self, group: CacheGroup) -> int:
+        """Pages of `group` that one sequence may hold between its chunks, all of them on one rank at worst."""
+        return min(-(-group.window // self.page_size) + 2, self.num_pages)
 
     def num_slots(self, *, dp: int) -> int:
         """Slots of sequences in a replica with `dp` coordinates, numbered over all of it."""
@@ -49,4 +66,4 @@ class EngineSettings:
     @property
     def dtype_bytes(self) -> int:
         """Bytes of one element."""
-        return 4 if self.dtype == "float32" else 2
+        return DTYPE_BYTES[self.dtype]

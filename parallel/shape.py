@@ -126,6 +126,11 @@ class ReplicaShape:
         """Ranks that hold parts of any one sequence: those of its dp coordinate, of all stages."""
         return self.world_size // self.attention.dp
 
+    @cached_property
+    def dp_ranks(self) -> tuple[int, ...]:
+        """The dp coordinate of each rank of the replica."""
+        return tuple(self.coordinates(rank).attn_dp_rank for rank in range(self.world_size))
+
     def coordinates(self, global_rank: int) -> RankCoordinates:
         """Every coordinate of `global_rank`."""
         if not 0 <= global_rank < self.world_size:

@@ -29,12 +29,13 @@ class Interval:
 
 def check_heads(description: ModelDescription, *, tp: int) -> None:
     """ValueError with the legal sizes where tp does not fit the head counts."""
-    legal = [size for size in divisors(description.num_heads) if _kv_fits(description.num_kv_heads, tp=size)]
-    if tp not in legal:
-        raise ValueError(
-            f"tp {tp} does not fit {description.num_heads} query heads and {description.num_kv_heads} KV heads: "
-            f"tp may be {', '.join(map(str, legal))}"
-        )
+    for heads, kv_heads in description.head_counts:
+        legal = [size for size in divisors(heads) if _kv_fits(kv_heads, tp=size)]
+        if tp not in legal:
+            raise ValueError(
+                f"tp {tp} does not fit {heads} query heads and {kv_heads} KV heads: "
+                f"tp may be {', '.join(map(str, legal))}"
+            )
 
 
 def even_interval(size: int, *, parts: int, index: int) -> Interval:
@@ -78,15 +79,6 @@ def experts_of(description: ModelDescription, sizes: ExpertSizes) -> dict[int, E
         counts = ", ".join(str(len(slots)) for slots in tables)
         raise ValueError(f"placements have {counts} slots: every layer needs equally many")
     return {layer: tables[placements[index % len(placements)]] for index, layer in enumerate(layers)}
-
-
-def kv_elements_per_layer(description: ModelDescription, *, tp: int) -> dict[str, int]:
-    """Elements that one token takes in one layer on any rank of `tp`, by cache group: all hold equally many heads."""
-    heads = kv_head_interval(description.num_kv_heads, tp=tp, tp_rank=0).size
-    return {
-        group.name: sum(stored.size * (heads if stored.per_head else 1) for stored in group.per_token)
-        for group in description.cache_groups
-    }
 
 
 def _kv_fits(num_kv_heads: int, *, tp: int) -> bool:

@@ -10,13 +10,15 @@ element, k experts of a row, B = ep · moe_tp ranks of a block. What is uneven i
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
-from parallel.handoff import cache_layout, plan_lanes
+from parallel.handoff import plan_lanes
 from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
 from parallel.sharding import stage_layers
+from parallel.storage import DTYPE_BYTES, CacheGroup
 
 #: Expert ids (int32) and weights (float32) that go with a row, log-sum-exps and logits (float32), token ids (int64).
 _CHOICE_BYTES = 8
@@ -78,30 +80,43 @@ class StepTraffic:
         return AxisTraffic(axis="pp", size=self.shape.pp, sent_bytes=sent, what=what)
 
     def _gather_kv(self) -> AxisTraffic:
-        """K and V of the rank's own share of new and cached tokens, its heads, its layers: to all other coordinates."""
+        """What the rank's own share of new and cached tokens stores in its layers: to all other cp ranks. Of a window
+        no more than that is cached.
+        """
+        groups = list(self._groups())
+        windows = sum(self._stored_bytes(group, group.window) for group in groups if group.window)
         return AxisTraffic(
             axis="attn_cp",
             size=self.shape.attention.cp,
-            sent_bytes=self._kv_bytes(self.num_tokens),
+            sent_bytes=windows + sum(self._stored_bytes(group, self.num_tokens) for group in groups),
             what="KV of new tokens",
-            cached_bytes=self._kv_bytes(1000),
+            cached_bytes=sum(self._stored_bytes(group, 1000) for group in groups if not group.window),
         )
 
-    def _kv_bytes(self, tokens: int) -> int:
-        """(cp - 1) · ceil(tokens / cp) · KV bytes of a token on this rank."""
+    def _stored_bytes(self, group: CacheGroup, tokens: int) -> int:
+        """(cp - 1) · ceil(tokens / cp) · bytes of a token in the group's layers on this rank."""
         cp = self.shape.attention.cp
-        return (cp - 1) * -(-tokens // cp) * self._token_kv_bytes
+        return (cp - 1) * -(-tokens // cp) * self._share.token_bytes(self.settings)[group.name]
 
     def _pass_queries(self) -> AxisTraffic:
-        """Each layer: R queries to the other coordinates, as many outputs with a log-sum-exp back.
-
-        layers · (cp - 1) · R · heads · (2 · head_dim · e + 4). A row is where its token's page is: new KV stays there.
+        """Each layer: R queries to the other cp ranks with the new KV of their rows, as many outputs with a log-sum-exp
+        back: (cp - 1) · R · (heads · ((key + value) · e + 4) + bytes of a token). What a window sees is at home.
         """
-        cp, head_dim = self.shape.attention.cp, self.description.head_dim
-        heads = self.description.num_heads // self.shape.attention.tp
-        per_row = heads * (2 * head_dim * self._element + _FLOAT_BYTES)
-        sent = self._num_layers * (cp - 1) * self._rows * per_row
-        return AxisTraffic(axis="attn_cp", size=cp, sent_bytes=sent, what="queries out, partial outputs back")
+        cp, sent = self.shape.attention.cp, 0
+        for group in self._groups():
+            if not group.window:
+                layers = [layer for layer in group.layers if layer in self._share.layers]
+                heads = sum(self._share.num_heads(layer) for layer in layers)
+                per_row = heads * ((group.key.width + group.value.width) * self._element + _FLOAT_BYTES)
+                sent += (cp - 1) * self._rows * (per_row + self._share.token_bytes(self.settings)[group.name])
+        what = "queries and their new KV out, partial outputs back"
+        return AxisTraffic(axis="attn_cp", size=cp, sent_bytes=sent, what=what)
+
+    def _groups(self) -> Iterator[CacheGroup]:
+        """Those that have a layer on this stage."""
+        for group in self.description.cache_groups:
+            if any(layer in self._share.layers for layer in group.layers):
+                yield group
 
     def _tensor(self) -> AxisTraffic:
         """A gather and a reduce-scatter of rows a block, (tp - 1)·L·H·e each; embedding and output on the end stages.
@@ -174,14 +189,11 @@ class StepTraffic:
     def _layers(self) -> range:
         return stage_layers(self.description, shape=self.shape, pp_rank=self.pp_rank)
 
-    @property
-    def _token_kv_bytes(self) -> int:
+    @cached_property
+    def _share(self) -> ModelShare:
+        """Of the stage's first rank: all have as much."""
         first = self.shape.attention_rank(pp_rank=self.pp_rank, dp=0)
-        coordinates = self.shape.coordinates(first)
-        stored = ModelShare(
-            description=self.description, shape=self.shape, coordinates=coordinates
-        ).kv_elements_per_token()
-        return self._element * sum(stored.values())
+        return ModelShare(description=self.description, shape=self.shape, coordinates=self.shape.coordinates(first))
 
     @property
     def _block_size(self) -> int:
@@ -205,12 +217,15 @@ def busiest_traffic(
 def handoff_bytes_per_token(
     description: ModelDescription, *, source: ReplicaShape, target: ReplicaShape, settings: EngineSettings
 ) -> int:
-    """Bytes that are written for one prompt token: every target rank's own, so heads that tp repeats count again."""
-    layouts = [cache_layout(description, shape=shape, page_size=settings.page_size) for shape in (source, target)]
-    elements = 0
-    for lane in plan_lanes(*layouts):
-        num_heads = lane.heads[1] - lane.heads[0]
-        for group in description.cache_groups:
-            stored = sum(tensor.size * (num_heads if tensor.per_head else 1) for tensor in group.per_token)
-            elements += stored * sum(lane.layers[0] <= layer < lane.layers[1] for layer in group.layers)
-    return elements * settings.dtype_bytes
+    """Bytes that are written for one prompt token: every target rank's own, so heads that tp repeats count again. Of a
+    window's layers only the end of a prompt is written, however long it is: they are not counted.
+    """
+    groups = {group.name: group for group in description.cache_groups if not group.window}
+    total = 0
+    for lane in plan_lanes(description, source=source, target=target):
+        if lane.group not in groups:
+            continue
+        planes = [plane for plane in groups[lane.group].planes if plane.per_head == (lane.heads is not None)]
+        elements = sum(plane.elements * DTYPE_BYTES[plane.dtype or settings.dtype] for plane in planes)
+        total += elements * lane.num_heads * len(lane.layers)
+    return total

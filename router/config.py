@@ -130,7 +130,7 @@ class EngineConfig(_Strict):
     )
 
     exchange: Literal["auto", "gather", "ring", "pass_q"] = Field(
-        default="auto", description="how queries meet the KV of other cp coordinates; auto chooses for each chunk"
+        default="auto", description="how queries meet the KV of other cp ranks; auto chooses for each chunk"
     )
     exchange_tokens: Count = Field(
         default=_ENGINE.exchange_tokens,

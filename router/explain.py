@@ -10,7 +10,7 @@ from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
 from parallel.peers import Peers, source_peers, target_peers
 from parallel.shape import RankCoordinates
-from parallel.sharding import even_interval
+from parallel.sharding import even_interval, kv_head_interval
 from parallel.topology import ReplicaPlan, Topology
 from parallel.traffic import StepTraffic
 
@@ -92,18 +92,23 @@ class _Life:
             "layers",
             f"{_span(layers.start, layers.stop)} of {model.num_layers} (stage {mine.pp_rank} of {shape.pp}){beside}",
         )
-        tp, keys = shape.attention.tp, self._share.kv_heads
-        queries = even_interval(model.num_heads, parts=tp, index=mine.attn_tp_rank)
-        copies = max(tp // model.num_kv_heads, 1)
-        shared = f", which {copies} tp ranks hold alike" if copies > 1 else ""
-        yield (
-            "heads",
-            (
-                f"query {_span(queries.start, queries.end)} of {model.num_heads}, "
-                f"KV {_span(keys.start, keys.end)} of {model.num_kv_heads}{shared}"
-            ),
-        )
+        yield from self._heads()
         yield from self._experts()
+
+    def _heads(self) -> Iterator[Line]:
+        """One line where all layers have the same heads."""
+        tp, tp_rank = self.replica.shape.attention.tp, self.coordinates.attn_tp_rank
+        label = "heads"
+        for heads, kv_heads in self.description.head_counts:
+            queries, keys = (
+                even_interval(heads, parts=tp, index=tp_rank),
+                kv_head_interval(kv_heads, tp=tp, tp_rank=tp_rank),
+            )
+            copies = max(tp // kv_heads, 1)
+            shared = f", which {copies} tp ranks hold alike" if copies > 1 else ""
+            query = f"query {_span(queries.start, queries.end)} of {heads}"
+            yield label, f"{query}, KV {_span(keys.start, keys.end)} of {kv_heads}{shared}"
+            label = ""
 
     def _ends(self) -> dict[str, bool]:
         """The vocabulary's two uses, and whether this stage has them."""
@@ -130,15 +135,20 @@ class _Life:
     def _bytes(self) -> Iterator[Line]:
         engine = self.replica.engine
         weights = sum(part.num_bytes(dtype_bytes=engine.dtype_bytes) for part in self._share.slices())
-        token = engine.dtype_bytes * sum(self._share.kv_elements_per_token().values())
         yield "weights", f"{decimal(weights)} in {engine.dtype}"
-        yield (
-            "KV",
-            (
-                f"{decimal(token * engine.kv_tokens)}: {engine.num_pages} pages of {engine.page_size} tokens, "
-                f"{decimal(token)} a token"
-            ),
-        )
+        yield from self._kv_bytes()
+
+    def _kv_bytes(self) -> Iterator[Line]:
+        """A line for each cache group that has a layer here."""
+        engine, storage = self.replica.engine, self._share.storage(self.replica.engine)
+        tokens, label = self._share.token_bytes(engine), "KV"
+        for group in self.description.cache_groups:
+            region = storage.group(group.name)
+            if region.layers:
+                sees = f", of the last {group.window} tokens in {len(region.layers)} layers" if group.window else ""
+                pages = f"{region.num_pages - 1} pages of {engine.page_size} tokens and a spare one"
+                yield label, f"{decimal(region.num_bytes)}: {pages}, {decimal(tokens[group.name])} a token{sees}"
+                label = ""
 
     def _tokens(self) -> Iterator[Line]:
         engine, mine, sizes = self.replica.engine, self.coordinates, self.replica.shape.attention
@@ -161,8 +171,8 @@ class _Life:
             yield (
                 "",
                 (
-                    f"a decoding sequence's pages lie on all {sizes.cp} cp coordinates; its next token is worked on by "
-                    "the one whose page takes it, and the others answer its queries"
+                    f"a decoding sequence's pages lie on all {sizes.cp} cp ranks; its next token is worked on by its "
+                    "home, the others answer its queries, and the owner of its page stores what is new"
                 ),
             )
         if sizes.tp > 1:
@@ -217,7 +227,15 @@ class _Life:
 
 
 def _lane(peer: Peers) -> str:
-    return f"layers {_span(*peer.layers)}, KV heads {_span(*peer.heads)}"
+    heads = "what heads share" if peer.heads is None else f"KV heads {_span(*peer.heads)}"
+    return f"layers {_layers(peer.layers)}, {heads}"
+
+
+def _layers(layers: Sequence[int]) -> str:
+    """A span where they follow each other."""
+    if len(layers) == layers[-1] - layers[0] + 1:
+        return _span(layers[0], layers[-1] + 1)
+    return ", ".join(map(str, layers))
 
 
 def _pool_names(replicas: Sequence[ReplicaPlan]) -> str:

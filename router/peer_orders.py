@@ -29,9 +29,7 @@ class PeerOrders:
 
     async def connect_target(self, plan: ReplicaPlan, *, epoch: int, endpoints: list[bytes]) -> None:
         """Prefill: hand-offs may go to the decode replica of `plan`."""
-        target = control_pb2.ConnectTarget(
-            sizes=sizes_to_wire(plan.shape), page_size=plan.engine.page_size, endpoints=endpoints
-        )
+        target = control_pb2.ConnectTarget(sizes=sizes_to_wire(plan.shape), endpoints=endpoints)
         await self._ask(control_pb2.PeerOrder(replica=plan.name, epoch=epoch, connect_target=target))
 
     async def forget_target(self, replica: str, *, epoch: int, is_dead: bool = False) -> None:

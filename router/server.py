@@ -60,7 +60,7 @@ class RouterServer:
         self._tokenising = Tokenising(
             long_threads=max(available_cores() // 2, 1), max_waiting=config.limits.max_waiting
         )
-        room = capacity(checked.topology)
+        room = capacity(checked.topology, groups=model.description.cache_groups)
         service = InferenceService(
             dispatcher=self.dispatcher,
             validator=RequestValidator(description=model.description, text=model.text, capacity=room),

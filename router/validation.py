@@ -52,7 +52,7 @@ class RequestValidator:
 
     def _why(self) -> str:
         """Why the model's own length is not served, where it is not."""
-        reason = self.description.rope.limit_reason
+        reason = self.description.limit_reason
         return f" ({reason})" if reason else ""
 
     def _prompt_ids(self, request: inference_pb2.GenerateRequest) -> list[int]:

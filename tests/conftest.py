@@ -6,7 +6,9 @@ import pytest
 
 from tests.harness.checkpoints import (
     Oracle,
+    mxfp4_gpt_oss,
     tiny_glm4_moe,
+    tiny_gpt_oss,
     tiny_llama,
     tiny_mixtral,
     tiny_qwen2,
@@ -65,6 +67,18 @@ def glm4_moe_plain(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     folder = tmp_path_factory.mktemp("glm4_moe_plain")
     without = {"attention_bias": False, "use_qk_norm": False, "norm_topk_prob": False, "first_k_dense_replace": 0}
     return tiny_glm4_moe(folder, **without, n_group=1, topk_group=1, n_shared_experts=1)
+
+
+@pytest.fixture(scope="session")
+def gpt_oss(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    """A random tiny gpt-oss as transformers saves it: windows of 37 positions in its first and last layer."""
+    return tiny_gpt_oss(tmp_path_factory.mktemp("gpt_oss"))
+
+
+@pytest.fixture(scope="session")
+def gpt_oss_mxfp4(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    """The same as it is published: its experts' weights are MXFP4."""
+    return mxfp4_gpt_oss(tmp_path_factory.mktemp("gpt_oss_mxfp4"))
 
 
 @pytest.fixture

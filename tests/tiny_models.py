@@ -9,7 +9,6 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from parallel.models import gpt_oss as gpt_oss_family
 from parallel.models.description import ModelDescription
 from parallel.models.file_tensors import PLAIN_FLOATS
 from parallel.models.registry import FAMILIES
@@ -75,7 +74,7 @@ def mxfp4_gpt_oss(**changes: object) -> dict[str, Any]:
 
 def describe(config: dict[str, Any]) -> ModelDescription:
     """The description that the family of `config` gives it."""
-    return {**FAMILIES, "gpt_oss": gpt_oss_family.describe}[config["model_type"]](config)
+    return FAMILIES[config["model_type"]](config)
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> Path:

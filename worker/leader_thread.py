@@ -3,10 +3,11 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
+from parallel.storage import CacheGroup
 from proto import control_pb2, step_pb2
 from worker.engine.leader import Leader
 from worker.thread_end import end_thread
@@ -29,15 +30,18 @@ class LeaderThread:
         *,
         shape: ReplicaShape,
         settings: EngineSettings,
+        groups: Sequence[CacheGroup],
         vocab_size: int,
         revision: bytes,
         broadcast: Callable[[step_pb2.ToMember], None],
+        send_plans: Callable[[Sequence[step_pb2.StepPlan]], None],
         tell_router: Callable[[control_pb2.FromReplica], None],
         fail: Callable[[BaseException], None],
     ) -> None:
-        self._leader = Leader(shape=shape, settings=settings, vocab_size=vocab_size, revision=revision)
+        self._leader = Leader(shape=shape, settings=settings, groups=groups, vocab_size=vocab_size, revision=revision)
         self._step_timeout_s = settings.step_timeout_s
         self._broadcast = broadcast
+        self._send_plans = send_plans
         self._tell_router = tell_router
         self._fail = fail
         self._inbox: queue.SimpleQueue[control_pb2.ToReplica | step_pb2.FromMember | None] = queue.SimpleQueue()
@@ -120,10 +124,10 @@ class LeaderThread:
 
     def _plan(self) -> None:
         while self._leader.can_plan:
-            plan = self._leader.next_plan()
-            if plan is None:
+            plans = self._leader.next_plan()
+            if plans is None:
                 return
-            self._broadcast(step_pb2.ToMember(plan=plan))
+            self._send_plans(plans)
 
     def _watch_steps(self) -> None:
         """StepTimeoutError naming the ranks at fault where the oldest step has run for longer than a step may.

@@ -7,17 +7,20 @@ import torch
 
 from attention.exchange_choice import ExchangePolicy, Strategy
 from attention.interface import AttentionBackend, AttentionSpec
+from attention.layer_memory import TORCH_DTYPES
 from parallel.collectives.groups import RankGroups
 from parallel.link import LINKS
 from parallel.model_share import ModelShare
 from parallel.settings import EngineSettings
+from parallel.storage import CacheGroup, Listed
 from worker.blocks.expert_share import expert_share
-from worker.blocks.parts import Parts, attention_spec
-from worker.blocks.rope import RotaryEmbedding
+from worker.blocks.parts import Parts
+from worker.blocks.rope import RotaryTables
 from worker.kv_memory import KvMemory
 from worker.models.decoder import Decoder
 from worker.models.registry import build_layer
-from worker.step.runner import RankModel
+from worker.step.runner import GroupKernels, RankModel
+from worker.step.sequence_tables import SequenceTables
 from worker.step.slot_tokens import SlotTokens
 from worker.step.stage_ends import DrawOutput, EmbeddingInput, PipelineInput, PipelineOutput, StageInput, StageOutput
 from worker.weights import load_weights
@@ -36,11 +39,9 @@ def build_model(
     progress: Callable[[float], None],
 ) -> RankModel:
     """Blocking: reads this rank's slices of the checkpoint in `folder` and packs them."""
-    dtype, device = memory.region.dtype, memory.region.device
+    dtype, device = resolve_dtype(settings.dtype), memory.region.device
     description, shape, coordinates = rank_share.description, rank_share.shape, rank_share.coordinates
     weights = load_weights(folder, rank_share.slices(), dtype=dtype, device=device, progress=progress)
-    spec = attention_spec(description, memory=memory, num_heads=rank_share.num_heads, page_size=settings.page_size)
-    backend = make_backend(spec)
     share = None
     if shape.experts is not None and coordinates.moe_ep_rank is not None:
         share = expert_share(
@@ -51,20 +52,21 @@ def build_model(
             settings=settings,
             device=device,
         )
-    parts = Parts(
-        description, weights=weights, groups=groups, memory=memory, spec=spec, backend=backend, expert_share=share
+    parts = Parts(description, weights=weights, groups=groups, memory=memory, share=rank_share, expert_share=share)
+    slot_tokens = SlotTokens(num_slots=settings.max_sequences, groups=groups, device=device)
+    tables = SequenceTables(
+        shape=shape, coordinates=coordinates, settings=settings, groups=description.cache_groups, device=device
     )
-    slot_tokens = SlotTokens(num_slots=settings.num_slots(dp=shape.attention.dp), groups=groups, device=device)
-    ends = _StageEnds(parts, groups=groups, slot_tokens=slot_tokens, dtype=dtype, device=device)
+    ends = _StageEnds(parts, groups=groups, slot_tokens=slot_tokens, tables=tables, dtype=dtype, device=device)
     is_first, is_last = coordinates.pp_rank == 0, coordinates.pp_rank == shape.pp - 1
     model = RankModel(
         input=ends.input(is_first=is_first, is_last=is_last),
         decoder=Decoder(layers=[build_layer(parts, layer=layer) for layer in rank_share.layers]),
         output=ends.output(is_last=is_last),
         slot_tokens=slot_tokens,
-        backend=backend,
-        policy=_exchange_policy(spec, settings=settings),
-        rope=RotaryEmbedding(description.rope, device=device),
+        tables=tables,
+        kernels=_kernels(rank_share, settings=settings, memory=memory, make_backend=make_backend),
+        ropes=_ropes(rank_share, device=device),
         dtype=dtype,
         device=device,
     )
@@ -77,11 +79,19 @@ class _StageEnds:
     """Makes the ends of one stage out of its weights."""
 
     def __init__(
-        self, parts: Parts, *, groups: RankGroups, slot_tokens: SlotTokens, dtype: torch.dtype, device: torch.device
+        self,
+        parts: Parts,
+        *,
+        groups: RankGroups,
+        slot_tokens: SlotTokens,
+        tables: SequenceTables,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self._parts = parts
         self._groups = groups
         self._slot_tokens = slot_tokens
+        self._tables = tables
         self._dtype = dtype
         self._device = device
 
@@ -99,22 +109,65 @@ class _StageEnds:
             return PipelineOutput(groups=self._groups)
         head = _EMBEDDING if self._parts.description.tied_embeddings else "lm_head.weight"
         output = self._parts.output(norm="model.norm.weight", head=head)
-        return DrawOutput(output, slot_tokens=self._slot_tokens, groups=self._groups)
+        return DrawOutput(output, slot_tokens=self._slot_tokens, groups=self._groups, sampling=self._tables.sampling)
 
 
-def _exchange_policy(spec: AttentionSpec, *, settings: EngineSettings) -> ExchangePolicy:
+def _kernels(
+    share: ModelShare,
+    *,
+    settings: EngineSettings,
+    memory: KvMemory,
+    make_backend: Callable[[AttentionSpec], AttentionBackend],
+) -> dict[str, GroupKernels]:
+    """The kernel of each cache group that has a layer here."""
+    kernels = {}
+    for group in share.description.cache_groups:
+        region = memory.storage.group(group.name)
+        if region.layers:
+            spec = _attention_spec(share, group, memory=memory)
+            policy = _exchange_policy(share, group, spec=spec, settings=settings)
+            kernels[group.name] = GroupKernels(backend=make_backend(spec), policy=policy)
+    return kernels
+
+
+def _attention_spec(share: ModelShare, group: CacheGroup, *, memory: KvMemory) -> AttentionSpec:
+    region = memory.storage.group(group.name)
+    heads = {share.num_heads(layer) for layer in region.layers}
+    assert len(heads) == 1, f"the layers of group {group.name} have {sorted(heads)} query heads: they are two groups"
+    return AttentionSpec(
+        num_heads=heads.pop(),
+        page=region.page,
+        key=group.key,
+        value=group.value,
+        window=group.window,
+        listed=group.sees.tokens if isinstance(group.sees, Listed) else 0,
+        device=memory.region.device,
+    )
+
+
+def _exchange_policy(
+    share: ModelShare, group: CacheGroup, *, spec: AttentionSpec, settings: EngineSettings
+) -> ExchangePolicy:
+    element = settings.dtype_bytes
     return ExchangePolicy(
         page_size=spec.page_size,
         num_heads=spec.num_heads,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
-        element_bytes=spec.dtype.itemsize,
+        token_bytes=group.token_bytes(num_heads=share.kv_heads(group).padded, dtype=settings.dtype),
+        query_bytes=spec.num_heads * spec.key.width * element,
+        output_bytes=spec.num_heads * spec.value.width * element,
+        key_flops=2 * spec.num_heads * (spec.key.width + spec.value.width),
+        window=spec.window,
         link=LINKS[spec.device.type],
         max_tokens=settings.exchange_tokens,
         forced=None if settings.exchange == "auto" else Strategy(settings.exchange),
     )
 
 
+def _ropes(share: ModelShare, *, device: torch.device) -> RotaryTables:
+    """The rotary embeddings of the stage's layers."""
+    return RotaryTables({share.description.attention[layer].rope for layer in share.layers}, device=device)
+
+
 def resolve_dtype(name: str) -> torch.dtype:
     """The torch dtype of a setting's name."""
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    return TORCH_DTYPES[name]

@@ -13,24 +13,23 @@ from parallel.checkpoint.fingerprint import fingerprint
 from parallel.checkpoint.location import resolve_model
 from parallel.collectives.communicator import CollectiveClock
 from parallel.collectives.groups import RankGroups, Rendezvous, build_groups
-from parallel.handoff import cache_layout
 from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
 from parallel.models.registry import describe_checkpoint
+from parallel.storage_wire import storage_to_wire
 from parallel.wire import check_assignment, settings_from_wire, shape_from_wire
 from proto import control_pb2, step_pb2
 from worker.device import ResultSender, torch_device
 from worker.handoff.layer_wise import HandOff, LayerWiseHandOff, NoHandOff
-from worker.handoff.plan import HandoffSource, SourceMemory
+from worker.handoff.plan import HandoffSource
 from worker.handoff.receiver import HandoffReceiver
 from worker.handoff.sender import HandoffSender
 from worker.handoff.transport.interface import MemoryRegion
 from worker.handoff.transport.nixl import NixlSource, NixlTarget
 from worker.kv_memory import KvMemory, allocate_kv
 from worker.leader_thread import LeaderThread
-from worker.rank_model import build_model, resolve_dtype
+from worker.rank_model import build_model
 from worker.star import LeaderStar, MemberStar
-from worker.step.rows import SequenceTables
 from worker.step.runner import ModelRunner
 
 Inbox = queue.SimpleQueue[Any]
@@ -77,7 +76,7 @@ class RankRuntime:
             folder = resolve_model(assignment.model)
             description = describe_checkpoint(folder)
             self._runner = self._build_runner(self._groups, folder, description)
-            self._star = self._join_star(store, folder=folder, vocab_size=description.vocab_size)
+            self._star = self._join_star(store, folder=folder, description=description)
         except BaseException:  # raised on: what is half built must not outlive this either
             self.close()
             raise
@@ -138,7 +137,7 @@ class RankRuntime:
         settings = self._settings
         share = ModelShare(description=description, shape=self._shape, coordinates=self._coordinates)
         kernel = settings.attention_kernel
-        memory = allocate_kv(share, settings=settings, dtype=resolve_dtype(settings.dtype), device=self._device)
+        memory = allocate_kv(share.storage(settings), device=self._device)
         model = build_model(
             folder,
             share,
@@ -151,15 +150,10 @@ class RankRuntime:
         self._handoff = self._build_handoff(share, memory)
         return ModelRunner(
             model,
-            tables=SequenceTables(
-                shape=self._shape,
-                coordinates=self._coordinates,
-                settings=settings,
-            ),
             global_rank=self._coordinates.global_rank,
             cp=groups["attn_cp"],
             clock=self._clock,
-            hand_off=self._hand_off(memory),
+            hand_off=self._hand_off(share),
         )
 
     def _build_handoff(self, share: ModelShare, memory: KvMemory) -> HandoffSender | HandoffReceiver | None:
@@ -167,8 +161,8 @@ class RankRuntime:
         region = MemoryRegion(
             address=memory.region.data_ptr(),
             num_bytes=memory.region.nbytes,
-            layer_bytes=memory.layer_bytes,
             device=None if self._device.type == "cpu" else self._device.index,
+            groups=storage_to_wire(memory.storage),
         )
         if self._assignment.pool == "unified":
             return None
@@ -182,34 +176,24 @@ class RankRuntime:
             )
         return HandoffSender(
             NixlSource(region),
-            source=HandoffSource(
-                share=share,
-                layout=cache_layout(share.description, shape=self._shape, page_size=self._settings.page_size),
-                memory=SourceMemory(
-                    base_address=region.address,
-                    layer_bytes=region.layer_bytes,
-                    element_bytes=memory.region.element_size(),
-                    token_elements=share.description.head_dim,
-                ),
-            ),
+            source=HandoffSource(share=share, storage=memory.storage, base_address=region.address),
             write_timeout_s=self._settings.step_timeout_s,
             device=self._device,
             report=self._report,
             fail=self._fail,
         )
 
-    def _hand_off(self, memory: KvMemory) -> HandOff:
+    def _hand_off(self, share: ModelShare) -> HandOff:
         if not isinstance(self._handoff, HandoffSender):
             return NoHandOff()
         return LayerWiseHandOff(
             send=self._handoff.send,
-            num_layers=len(memory.region),
-            token_bytes=memory.region[0, 0].nbytes // self._settings.page_size,
-            coordinate=self._coordinates.attn_cp_rank,
+            num_layers=len(share.layers),
+            token_bytes=-(-sum(share.token_bytes(self._settings).values()) // len(share.layers)),
             device=self._device,
         )
 
-    def _join_star(self, store: Any, *, folder: Path, vocab_size: int) -> LeaderStar | MemberStar:
+    def _join_star(self, store: Any, *, folder: Path, description: ModelDescription) -> LeaderStar | MemberStar:
         join = step_pb2.Join(
             global_rank=self._coordinates.global_rank, epoch=self._assignment.epoch, secret=self._assignment.secret
         )
@@ -233,7 +217,7 @@ class RankRuntime:
             store=store,
             address=self._assignment.host_address,
             join=join,
-            world_size=self._shape.world_size,
+            dp_ranks=self._shape.dp_ranks,
             timeout_s=timeout_s,
             deliver=deliver,
             deliver_own=deliver_own,
@@ -241,9 +225,11 @@ class RankRuntime:
         self._leader = LeaderThread(
             shape=self._shape,
             settings=self._settings,
-            vocab_size=vocab_size,
+            groups=description.cache_groups,
+            vocab_size=description.vocab_size,
             revision=fingerprint(folder).encode(),
             broadcast=star.broadcast,
+            send_plans=star.send_plans,
             tell_router=lambda events: self._tell_launcher(control_pb2.FromRank(replica=events)),
             fail=self._fail,
         )

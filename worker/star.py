@@ -9,7 +9,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -36,29 +36,39 @@ class LeaderStar:
         store: Any,
         address: str,
         join: step_pb2.Join,
-        world_size: int,
+        dp_ranks: Sequence[int],
         timeout_s: float,
         deliver: Callable[[step_pb2.FromMember], None],
         deliver_own: Callable[[step_pb2.ToMember], None],
     ) -> None:
+        """Blocks until every rank has joined. `dp_ranks`: the dp coordinate of each rank of the replica."""
+        self._dp_ranks = dp_ranks
         self._deliver = deliver
         self._deliver_own = deliver_own
         self._members: dict[int, FrameSocket] = {}
         joined: queue.SimpleQueue[tuple[int, FrameSocket]] = queue.SimpleQueue()
-        with listen(Address(host=address, port=0), backlog=world_size) as server:
+        with listen(Address(host=address, port=0), backlog=len(dp_ranks)) as server:
             threading.Thread(target=_accept, args=(server, join, joined), name="star", daemon=True).start()
             store.set(_KEY, str(Address(host=address, port=server.getsockname()[1])))
             try:
-                self._wait_for_all(joined, world_size=world_size, timeout_s=timeout_s)
+                self._wait_for_all(joined, world_size=len(dp_ranks), timeout_s=timeout_s)
             finally:
                 server.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
 
     def broadcast(self, message: step_pb2.ToMember) -> None:
-        """Sends to every rank, its own last, so that the others are not behind it."""
+        """Sends the same to every rank, its own last, so that the others are not behind it."""
         payload = message.SerializeToString()
         for rank, member in self._members.items():
             _send(member, payload, to=f"rank {rank}")
         self._deliver_own(message)
+
+    def send_plans(self, plans: Sequence[step_pb2.StepPlan]) -> None:
+        """Sends to every rank the plan of its own dp coordinate, one of `plans`; its own last."""
+        messages = [step_pb2.ToMember(plan=plan) for plan in plans]
+        payloads = [message.SerializeToString() for message in messages]
+        for rank, member in self._members.items():
+            _send(member, payloads[self._dp_ranks[rank]], to=f"rank {rank}")
+        self._deliver_own(messages[self._dp_ranks[0]])
 
     def send(self, message: step_pb2.FromMember) -> None:
         """What the leader's own rank answers."""

@@ -1,18 +1,18 @@
 """What the descriptions of decoder-only models share: the sizes in their config, attention's tensors, full KV."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from parallel.models.config_values import Config, count, number, positive, require
 from parallel.models.description import (
-    CacheGroup,
     ExpertSpec,
+    LayerAttention,
     ModelDescription,
     Part,
     Split,
-    StoredTensor,
     TensorSpec,
 )
 from parallel.models.rope import read_rope
+from parallel.storage import EVERYTHING, CacheGroup, Sight, Window, keys_and_values
 
 #: Each is described by itself, so a number that is a mistake must end before it is counted out.
 _MAX_LAYERS = 10_000
@@ -27,12 +27,12 @@ def describe_decoder(
     layer_tensors: LayerTensors,
     intermediate_size: int | None,
     experts: ExpertSpec | None = None,
-    may_be_partial_rope: bool = False,
+    attention: Sequence[LayerAttention] = (),
+    cache_groups: Sequence[CacheGroup] = (),
 ) -> ModelDescription:
     """The description of a pre-norm decoder with full attention; ValueError names what it cannot serve."""
     require(config, "hidden_act", "silu")
     require(config, "tie_word_embeddings", True, False, None)
-    heads = positive(config, "num_attention_heads")
     num_layers = layer_count(config)
     per_layer = (spec for layer in range(num_layers) for spec in layer_tensors(layer))
     return ModelDescription(
@@ -41,16 +41,13 @@ def describe_decoder(
         num_nextn_predict_layers=count(config, "num_nextn_predict_layers"),
         hidden_size=positive(config, "hidden_size"),
         vocab_size=positive(config, "vocab_size"),
-        num_heads=heads,
-        num_kv_heads=positive(config, "num_key_value_heads", default=heads),
-        head_dim=head_dim(config),
+        attention=tuple(attention) or (layer_attention(config),) * num_layers,
+        cache_groups=tuple(cache_groups) or (attention_group(config, "full", layers=range(num_layers)),),
         intermediate_size=intermediate_size,
         experts=experts,
         norm_eps=number(config, "rms_norm_eps", least=0.0, default=1e-6),
-        rope=read_rope(config, head_dim=head_dim(config), may_be_partial=may_be_partial_rope),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
         checkpoint_dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
-        cache_groups=full_attention(num_layers=num_layers, head_size=head_dim(config)),
         tensors=(*outer_tensors(config), *per_layer),
     )
 
@@ -78,10 +75,37 @@ def require_full_attention(config: Config) -> None:
             raise ValueError(f"config.json has layer_types[{layer}] = {kind!r}: only 'full_attention' runs yet")
 
 
-def full_attention(*, num_layers: int, head_size: int) -> tuple[CacheGroup, ...]:
-    """One cache group: K and V of every KV head for each token, in every layer."""
-    stored = tuple(StoredTensor(name=name, size=head_size, per_head=True) for name in ("k", "v"))
-    return (CacheGroup(name="full", layers=tuple(range(num_layers)), per_token=stored),)
+def layer_attention(config: Config, *, may_be_partial_rope: bool = False) -> LayerAttention:
+    """How every layer attends where all do alike."""
+    return LayerAttention(
+        num_heads=positive(config, "num_attention_heads"),
+        rope=read_rope(config, head_dim=head_dim(config), may_be_partial=may_be_partial_rope),
+        scale=head_dim(config) ** -0.5,
+    )
+
+
+def attention_group(config: Config, name: str, *, layers: Sequence[int], sees: Sight = EVERYTHING) -> CacheGroup:
+    """A cache group of grouped-query attention: K and V of every KV head for each token, in `layers`."""
+    heads = positive(config, "num_attention_heads")
+    return keys_and_values(
+        name,
+        layers=layers,
+        sees=sees,
+        num_kv_heads=positive(config, "num_key_value_heads", default=heads),
+        head_size=head_dim(config),
+    )
+
+
+def window_groups(config: Config, windows: Sequence[int | None]) -> list[CacheGroup]:
+    """A cache group of the layers that see everything and one for each window, of those that there are."""
+    sizes = sorted({window for window in windows if window is not None})
+    found: list[tuple[str, Sight, int | None]] = [("full", EVERYTHING, None)]
+    found += [(f"window {size}", Window(tokens=size), size) for size in sizes]
+    return [
+        attention_group(config, name, layers=layers, sees=sees)
+        for name, sees, size in found
+        if (layers := [layer for layer, window in enumerate(windows) if window == size])
+    ]
 
 
 def outer_tensors(config: Config) -> Iterator[TensorSpec]:

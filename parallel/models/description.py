@@ -10,6 +10,7 @@ from enum import Enum
 
 from parallel.models.file_tensors import ExpertStack, FileTensor, stacked_in
 from parallel.models.gates import SWIGLU, Activation, GateSpec
+from parallel.storage import CacheGroup
 
 
 class Split(Enum):
@@ -56,24 +57,6 @@ class TensorSpec:
         if self.stack is None:
             return (FileTensor(name=self.name, shape=self.shape),)
         return stacked_in(self.stack, self.shape)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredTensor:
-    """What a layer stores per token: `size` elements, for each KV head where `per_head`, else once."""
-
-    name: str
-    size: int
-    per_head: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheGroup:
-    """Layers that store alike; each group has its own page table and free list."""
-
-    name: str
-    layers: tuple[int, ...]
-    per_token: tuple[StoredTensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +123,19 @@ class RopeSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerAttention:
+    """How one layer attends: `num_heads` query heads of the whole model, their rope, what scores are multiplied by.
+
+    With `has_sinks` each head has a learned score that takes a share of the weight and gives no value.
+    """
+
+    num_heads: int
+    rope: RopeSpec
+    scale: float
+    has_sinks: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExpertSpec:
     """The experts of each of `layers`, each `intermediate_size` wide, and their gate.
 
@@ -165,7 +161,7 @@ class ExpertSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDescription:
-    """One model; heads are counts of the whole.
+    """One model. `attention` has an entry for each layer; each layer is in one of the `cache_groups`.
 
     `intermediate_size` is the width of layers without experts, None where there are none; `experts` None where no layer
     has any. A model with layers of both kinds has both. A checkpoint may hold `num_nextn_predict_layers` after the last
@@ -177,22 +173,38 @@ class ModelDescription:
     num_nextn_predict_layers: int
     hidden_size: int
     vocab_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
+    attention: tuple[LayerAttention, ...]
+    cache_groups: tuple[CacheGroup, ...]
     intermediate_size: int | None
     experts: ExpertSpec | None
     norm_eps: float
-    rope: RopeSpec
     tied_embeddings: bool
     checkpoint_dtype: str
-    cache_groups: tuple[CacheGroup, ...]
     tensors: tuple[TensorSpec, ...]
 
     @property
     def max_positions(self) -> int:
         """The most tokens that a sequence may have, prompt and output together."""
-        return self.rope.max_positions
+        return self._shortest_rope.max_positions
+
+    @property
+    def limit_reason(self) -> str | None:
+        """Why not more, where the checkpoint itself would allow it."""
+        return self._shortest_rope.limit_reason
+
+    @property
+    def head_counts(self) -> tuple[tuple[int, int], ...]:
+        """The distinct pairs of query heads and KV heads of its layers."""
+        pairs = ((layer.num_heads, self.group_of(index).num_kv_heads) for index, layer in enumerate(self.attention))
+        return tuple(dict.fromkeys(pairs))
+
+    def group_of(self, layer: int) -> CacheGroup:
+        """The cache group of layer `layer`."""
+        return next(group for group in self.cache_groups if layer in group.layers)
+
+    @property
+    def _shortest_rope(self) -> RopeSpec:
+        return min((layer.rope for layer in self.attention), key=lambda rope: rope.max_positions)
 
     def has_experts(self, *, layer: int) -> bool:
         """Whether layer `layer` has experts in place of a dense feed-forward."""

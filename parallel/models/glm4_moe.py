@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from parallel.models.config_values import Config, count, number, positive, require
-from parallel.models.decoder import attention_tensors, dense_tensors, describe_decoder, layer_count
+from parallel.models.decoder import attention_tensors, dense_tensors, describe_decoder, layer_attention, layer_count
 from parallel.models.description import ExpertSpec, ModelDescription, TensorSpec
 from parallel.models.experts import expert_counts, expert_tensors, shared_tensors
 from parallel.models.gates import GateSpec, Scoring
@@ -52,7 +52,7 @@ def describe(config: dict[str, Any]) -> ModelDescription:
         layer_tensors=layer_tensors,
         intermediate_size=positive(config, "intermediate_size") if num_dense else None,
         experts=experts if experts.layers else None,
-        may_be_partial_rope=True,
+        attention=(layer_attention(config, may_be_partial_rope=True),) * num_layers,
     )
 
 

@@ -5,10 +5,11 @@ of gate and up lie in turn.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from parallel.models.config_values import Config, number, positive, require
-from parallel.models.decoder import attention_tensors, describe_decoder, layer_count
+from parallel.models.decoder import attention_tensors, describe_decoder, layer_attention, layer_count, window_groups
 from parallel.models.description import ExpertSpec, ModelDescription, Part, Split, TensorSpec
 from parallel.models.experts import expert_counts, gate_tensors, paired_expert_tensors
 from parallel.models.file_tensors import MXFP4_BLOCK, StackForm
@@ -34,7 +35,7 @@ def describe(config: dict[str, Any]) -> ModelDescription:
     if not (config.get("rope_parameters") or config.get("rope_scaling")):
         config["rope_parameters"] = _ROPE
     require(config, "attention_bias", True)
-    layer_windows(config)
+    windows = layer_windows(config)
     experts = _experts(config)
     form = StackForm.MXFP4 if is_mxfp4(config) else StackForm.TRANSPOSED
 
@@ -49,7 +50,13 @@ def describe(config: dict[str, Any]) -> ModelDescription:
         )
 
     return describe_decoder(
-        config, family="gpt_oss", layer_tensors=layer_tensors, intermediate_size=None, experts=experts
+        config,
+        family="gpt_oss",
+        layer_tensors=layer_tensors,
+        intermediate_size=None,
+        experts=experts,
+        attention=(replace(layer_attention(config), has_sinks=True),) * len(windows),
+        cache_groups=window_groups(config, windows),
     )
 
 

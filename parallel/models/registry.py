@@ -4,12 +4,13 @@ from pathlib import Path
 
 from parallel.checkpoint.model_files import read_json_object
 from parallel.checkpoint.tied_output import untie_where_stored
-from parallel.models import glm4_moe, llama, mixtral, qwen2, qwen3, qwen3_moe
+from parallel.models import glm4_moe, gpt_oss, llama, mixtral, qwen2, qwen3, qwen3_moe
 from parallel.models.description import Describe, ModelDescription
 from parallel.models.quantisation import require_readable
 
 FAMILIES: dict[str, Describe] = {
     "glm4_moe": glm4_moe.describe,
+    "gpt_oss": gpt_oss.describe,
     "llama": llama.describe,
     "mixtral": mixtral.describe,
     "qwen2": qwen2.describe,

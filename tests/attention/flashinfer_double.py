@@ -26,41 +26,51 @@ class _Plan:
     head_dim: int
     page_size: int
     causal: bool
+    window_left: int
     sm_scale: float
     q_data_type: torch.dtype
     kv_data_type: torch.dtype
 
     def __post_init__(self) -> None:
         tables = (self.qo_indptr, self.indptr, self.indices, self.last_page_len)
-        assert all(table.dtype == INT32 and table.is_cpu and table.ndim == 1 for table in tables)
+        assert all(table.dtype == INT32 and table.ndim == 1 for table in tables)
+        assert self.qo_indptr.is_cpu and self.indptr.is_cpu and self.last_page_len.is_cpu
         assert len(self.qo_indptr) == len(self.indptr) == len(self.last_page_len) + 1 > 1
         assert self.qo_indptr[0] == self.indptr[0] == 0 and self.indptr[-1] == len(self.indices)
         assert (self.indptr.diff() > 0).all() and (self.qo_indptr.diff() > 0).all()
         assert ((self.last_page_len >= 1) & (self.last_page_len <= self.page_size)).all()
         assert self.num_qo_heads % self.num_kv_heads == 0
 
-    def run(self, q: torch.Tensor, paged_kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(
+        self, q: torch.Tensor, paged_kv_cache: tuple[torch.Tensor, torch.Tensor], *, q_scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         assert q.shape == (self.qo_indptr[-1], self.num_qo_heads, self.head_dim) and q.dtype == self.q_data_type
-        assert paged_kv_cache.shape[1:] == (2, self.num_kv_heads, self.page_size, self.head_dim)
-        assert paged_kv_cache.dtype == self.kv_data_type
-        states = [self._run_sequence(index, q, paged_kv_cache) for index in range(len(self.last_page_len))]
+        for cache in paged_kv_cache:
+            assert cache.shape[1:] == (self.num_kv_heads, self.page_size, self.head_dim)
+            assert cache.dtype == self.kv_data_type and cache.stride() == paged_kv_cache[0].stride()
+        states = [
+            self._run_sequence(index, q, paged_kv_cache, scale=self.sm_scale * q_scale)
+            for index in range(len(self.last_page_len))
+        ]
         return torch.cat([output for output, _ in states]).to(q.dtype), torch.cat([lse for _, lse in states])
 
     def _run_sequence(
-        self, index: int, q: torch.Tensor, paged_kv_cache: torch.Tensor
+        self, index: int, q: torch.Tensor, paged_kv_cache: tuple[torch.Tensor, torch.Tensor], *, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = q[self.qo_indptr[index] : self.qo_indptr[index + 1]].float()
         pages = self.indices[self.indptr[index] : self.indptr[index + 1]].long()
         kv_len = (len(pages) - 1) * self.page_size + int(self.last_page_len[index])
         group = self.num_qo_heads // self.num_kv_heads
         k, v = (
-            paged_kv_cache[pages, part].float().transpose(1, 2).flatten(0, 1)[:kv_len].repeat_interleave(group, dim=1)
-            for part in (0, 1)
+            cache[pages].float().transpose(1, 2).flatten(0, 1)[:kv_len].repeat_interleave(group, dim=1)
+            for cache in paged_kv_cache
         )
-        scores = torch.einsum("qhd,khd->qhk", rows, k) * self.sm_scale
+        scores = torch.einsum("qhd,khd->qhk", rows, k) * scale
+        own = (torch.arange(len(rows)) + kv_len - len(rows))[:, None]
         if self.causal:
-            last_seen = torch.arange(len(rows)) + kv_len - len(rows)
-            scores.masked_fill_((torch.arange(kv_len) > last_seen[:, None])[:, None], -math.inf)
+            scores.masked_fill_((torch.arange(kv_len) > own)[:, None], -math.inf)
+        if self.window_left >= 0:
+            scores.masked_fill_((torch.arange(kv_len) < own - self.window_left)[:, None], -math.inf)
         output = torch.einsum("qhk,khd->qhd", scores.softmax(dim=-1), v)
         return output, scores.logsumexp(dim=-1) / math.log(2)
 
@@ -72,10 +82,15 @@ class _Wrapper:
         self.planned: _Plan | None = None
 
     def run(
-        self, q: torch.Tensor, paged_kv_cache: torch.Tensor, *, return_lse: bool
+        self,
+        q: torch.Tensor,
+        paged_kv_cache: tuple[torch.Tensor, torch.Tensor],
+        *,
+        q_scale: float,
+        return_lse: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.planned is not None and return_lse
-        return self.planned.run(q, paged_kv_cache)
+        return self.planned.run(q, paged_kv_cache, q_scale=q_scale)
 
 
 class BatchDecodeWithPagedKVCacheWrapper(_Wrapper):
@@ -95,6 +110,7 @@ class BatchDecodeWithPagedKVCacheWrapper(_Wrapper):
         head_dim: int,
         page_size: int,
         *,
+        window_left: int,
         q_data_type: torch.dtype,
         kv_data_type: torch.dtype,
         sm_scale: float,
@@ -110,6 +126,7 @@ class BatchDecodeWithPagedKVCacheWrapper(_Wrapper):
             head_dim=head_dim,
             page_size=page_size,
             causal=False,
+            window_left=window_left,
             sm_scale=sm_scale,
             q_data_type=q_data_type,
             kv_data_type=kv_data_type,
@@ -131,6 +148,7 @@ class BatchPrefillWithPagedKVCacheWrapper(_Wrapper):
         page_size: int,
         *,
         causal: bool,
+        window_left: int,
         sm_scale: float,
         q_data_type: torch.dtype,
         kv_data_type: torch.dtype,
@@ -145,6 +163,7 @@ class BatchPrefillWithPagedKVCacheWrapper(_Wrapper):
             head_dim=head_dim_qk,
             page_size=page_size,
             causal=causal,
+            window_left=window_left,
             sm_scale=sm_scale,
             q_data_type=q_data_type,
             kv_data_type=kv_data_type,
@@ -156,7 +175,7 @@ def append_paged_kv_cache(
     append_value: torch.Tensor,
     batch_indices: torch.Tensor,
     positions: torch.Tensor,
-    paged_kv_cache: torch.Tensor,
+    paged_kv_cache: tuple[torch.Tensor, torch.Tensor],
     kv_indices: torch.Tensor,
     kv_indptr: torch.Tensor,
     kv_last_page_len: torch.Tensor,
@@ -167,13 +186,14 @@ def append_paged_kv_cache(
     assert all(table.dtype == INT32 and table.is_contiguous() for table in tables) and kv_layout == "HND"
     assert len(batch_indices) == len(positions) == len(append_key) == len(append_value) > 0
     assert len(kv_indptr) == len(kv_last_page_len) + 1 and kv_indptr[-1] == len(kv_indices)
-    page_size = paged_kv_cache.shape[3]
+    assert paged_kv_cache[0].stride() == paged_kv_cache[1].stride()
+    page_size = paged_kv_cache[0].shape[2]
     for row, (sequence, position) in enumerate(zip(batch_indices.tolist(), positions.tolist(), strict=True)):
         pages = kv_indices[kv_indptr[sequence] : kv_indptr[sequence + 1]]
         assert position < (len(pages) - 1) * page_size + kv_last_page_len[sequence]
         page, offset = int(pages[position // page_size]), position % page_size
-        paged_kv_cache[page, 0, :, offset] = append_key[row]
-        paged_kv_cache[page, 1, :, offset] = append_value[row]
+        paged_kv_cache[0][page, :, offset] = append_key[row]
+        paged_kv_cache[1][page, :, offset] = append_value[row]
 
 
 def merge_states(v: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,25 +1,39 @@
 """Every backend gives what the definition gives: attention over pages, writing them, and merging parts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from attention.interface import AttentionRows, KvWrite
-from tests.attention.reference import Case, MakeBackend, make_case, make_spec, reference
+from attention.interface import AttentionRows, KvWrite, PageTables
+from attention.torch_backend import TorchAttentionBackend
+from parallel.storage import PageLayout
+from tests.attention.reference import (
+    Case,
+    MakeBackend,
+    latent_spec,
+    make_case,
+    make_layer,
+    make_spec,
+    page_of,
+    positions_apart,
+    reference,
+)
 
 TOLERANCE = 1e-5
 CAUSAL, FULL = True, False
 
 
 def assert_agrees(case: Case, make_backend: MakeBackend) -> None:
-    plan = make_backend(case.spec).plan(case.rows)
+    plan = make_backend(case.spec).plan(case.tables, case.rows)
     expected, expected_lse = reference(case)
-    output, lse = plan.run_with_lse(case.q, case.kv)
+    output, lse = plan.run_with_lse(case.q, case.layer, lists=case.lists)
     assert output.dtype == case.spec.dtype and lse.dtype == torch.float32
     torch.testing.assert_close(output.double(), expected, atol=TOLERANCE, rtol=TOLERANCE)
     torch.testing.assert_close(lse.double(), expected_lse, atol=TOLERANCE, rtol=TOLERANCE)
-    torch.testing.assert_close(plan.run(case.q, case.kv), output, atol=TOLERANCE, rtol=TOLERANCE)
+    torch.testing.assert_close(plan.run(case.q, case.layer, lists=case.lists), output, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("page_size", [1, 4, 16])
@@ -73,8 +87,45 @@ def test_every_head_size_agrees_with_the_definition(make_backend: MakeBackend, h
     assert_agrees(make_case(spec, [(1, 10, CAUSAL), (12, 17, CAUSAL)]), make_backend)
 
 
-def test_the_scale_is_the_one_of_the_spec(make_backend: MakeBackend) -> None:
-    assert_agrees(make_case(make_spec(scale=0.7), [(1, 10, CAUSAL), (12, 17, CAUSAL)]), make_backend)
+def test_the_scale_is_the_layers(make_backend: MakeBackend) -> None:
+    assert_agrees(make_case(make_spec(), [(1, 10, CAUSAL), (12, 17, CAUSAL)], scale=0.7), make_backend)
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 16, 100])
+@pytest.mark.parametrize("page_size", [4, 16])
+def test_a_window_hides_what_lies_behind_it(make_backend: MakeBackend, window: int, page_size: int) -> None:
+    entries = [(1, 9, CAUSAL), (1, 1, CAUSAL), (4, 4, CAUSAL), (3, 40, CAUSAL), (20, 20, CAUSAL), (12, 37, CAUSAL)]
+    assert_agrees(make_case(make_spec(window=window, page_size=page_size), entries), make_backend)
+
+
+def test_a_window_longer_than_a_block_of_queries_agrees_with_the_definition(make_backend: MakeBackend) -> None:
+    spec = make_spec(num_heads=1, num_kv_heads=1, window=300, page_size=16)
+    assert_agrees(make_case(spec, [(530, 700, CAUSAL)]), make_backend)
+
+
+@pytest.mark.parametrize("window", [0, 5])
+def test_strides_are_read_and_not_assumed(make_backend: MakeBackend, window: int) -> None:
+    spec = make_spec(window=window, lay_out=positions_apart)
+    assert_agrees(make_case(spec, [(1, 10, CAUSAL), (12, 17, CAUSAL), (3, 8, CAUSAL)]), make_backend)
+
+
+@pytest.mark.parametrize("lay_out", [lambda page: page, positions_apart], ids=["as laid out", "odd strides"])
+@pytest.mark.parametrize("window", [0, 3, 9])
+def test_a_value_may_lie_inside_a_key_that_heads_share(
+    window: int, lay_out: Callable[[PageLayout], PageLayout]
+) -> None:
+    spec = latent_spec(window=window, lay_out=lay_out)
+    assert_agrees(make_case(spec, [(1, 10, CAUSAL), (12, 17, CAUSAL), (3, 8, CAUSAL)]), TorchAttentionBackend)
+
+
+@pytest.mark.parametrize("lay_out", [lambda page: page, positions_apart], ids=["as laid out", "odd strides"])
+def test_each_row_may_see_a_list_of_positions(lay_out: Callable[[PageLayout], PageLayout]) -> None:
+    case = make_case(latent_spec(listed=6, lay_out=lay_out), [(1, 10, CAUSAL), (12, 17, CAUSAL), (3, 8, CAUSAL)])
+    lists = torch.full((len(case.q), 6), -1, dtype=torch.int32)
+    for row, kv_len in enumerate(np.repeat(case.rows.kv_len, case.rows.num_rows).tolist()):
+        count = row % 7  # none for some, as many as there is room for others
+        lists[row, :count] = torch.randperm(kv_len, generator=torch.Generator().manual_seed(row))[:count].int()
+    assert_agrees(replace(case, lists=lists), TorchAttentionBackend)
 
 
 def test_rows_without_keys_give_zeros_and_minus_infinity(make_backend: MakeBackend) -> None:
@@ -86,18 +137,19 @@ def test_rows_without_keys_give_zeros_and_minus_infinity(make_backend: MakeBacke
 @pytest.mark.parametrize("entries", [[], [(0, 0, CAUSAL)], [(0, 6, CAUSAL), (0, 0, FULL)]])
 def test_a_plan_may_have_no_rows(make_backend: MakeBackend, entries: Sequence[tuple[int, int, bool]]) -> None:
     case = make_case(make_spec(), entries)
-    output, lse = make_backend(case.spec).plan(case.rows).run_with_lse(case.q, case.kv)
+    output, lse = make_backend(case.spec).plan(case.tables, case.rows).run_with_lse(case.q, case.layer)
     assert output.shape == (0, 4, 16) and lse.shape == (0, 4)
 
 
 def test_what_lies_behind_the_last_position_does_not_matter(make_backend: MakeBackend) -> None:
     case = make_case(make_spec(page_size=16), [(1, 5, CAUSAL), (1, 18, CAUSAL), (10, 21, CAUSAL)])
-    plan = make_backend(case.spec).plan(case.rows)
-    before = plan.run(case.q, case.kv)
-    for entry in case.rows:
-        case.kv[entry.page_table[-1], 0, :, entry.kv_len % 16 :] = torch.nan
-        case.kv[entry.page_table[-1], 1, :, entry.kv_len % 16 :] = 1e3
-    torch.testing.assert_close(plan.run(case.q, case.kv), before, atol=0, rtol=0)
+    plan = make_backend(case.spec).plan(case.tables, case.rows)
+    before = plan.run(case.q, case.layer)
+    for entry, kv_len in enumerate(case.rows.kv_len.tolist()):
+        page = page_of(case, entry, kv_len - 1)
+        case.layer.key[page, :, kv_len % 16 :] = torch.nan
+        case.layer.value[page, :, kv_len % 16 :] = 1e3
+    torch.testing.assert_close(plan.run(case.q, case.layer), before, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
@@ -121,17 +173,15 @@ def test_a_row_that_holds_no_numbers_is_seen_by_those_that_see_it_and_changes_no
     spec = make_spec(page_size=16)
     case = make_case(spec, [(1, 3, CAUSAL), entry, (2, 40, CAUSAL), (30, 35, CAUSAL)])
     backend = make_backend(spec)
-    before = backend.plan(case.rows).run(case.q, case.kv)
+    before = backend.plan(case.tables, case.rows).run(case.q, case.layer)
     num_rows, kv_len, causal = entry
     for position in {max(kv_len - 1 - ahead, 0) for ahead in (0, num_rows // 2, num_rows)}:
-        kv = case.kv.clone()
-        where = KvWrite(
-            pages=torch.tensor([case.rows[1].page_table[position // 16]]), offsets=torch.tensor([position % 16])
-        )
-        k, v = (kv[where.pages, part, :, where.offsets] for part in (0, 1))
+        layer = case.layer.over(case.layer.pages.clone())
+        where = write_at([(page_of(case, 1, position), position % 16)])
+        k, v = (view[where.pages.long(), :, where.offsets.long()] for view in (layer.key, layer.value))
         (k, v)[which][0, 0, 2] = broken
-        backend.write(kv, k, v, where)
-        after = backend.plan(case.rows).run(case.q, kv)
+        backend.write(layer, (k, v), where)
+        after = backend.plan(case.tables, case.rows).run(case.q, layer)
         first = 1 + (max(position - (kv_len - num_rows), 0) if causal else 0)
         group = spec.num_heads // spec.num_kv_heads
         sees = torch.zeros(after.shape[:2], dtype=torch.bool)
@@ -146,53 +196,81 @@ def test_plans_do_not_disturb_each_other(make_backend: MakeBackend) -> None:
         make_case(make_spec(), [(1, 9, CAUSAL), (10, 12, CAUSAL)], seed=1),
         make_case(make_spec(), [(1, 40, CAUSAL), (12, 33, CAUSAL), (9, 4, FULL)], seed=2),
     ]
-    plans = [backend.plan(case.rows) for case in cases]
+    plans = [backend.plan(case.tables, case.rows) for case in cases]
     for case, plan in [*zip(cases, plans, strict=True), (cases[0], plans[0])]:
         expected, _ = reference(case)
-        torch.testing.assert_close(plan.run(case.q, case.kv).double(), expected, atol=TOLERANCE, rtol=TOLERANCE)
+        torch.testing.assert_close(plan.run(case.q, case.layer).double(), expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_a_query_may_be_a_slice_of_a_fused_projection(make_backend: MakeBackend) -> None:
     case = make_case(make_spec(), [(1, 9, CAUSAL), (10, 12, CAUSAL), (2, 4, CAUSAL)])
     fused = torch.cat((torch.zeros_like(case.q), case.q), dim=1)
-    sliced = Case(spec=case.spec, rows=case.rows, q=fused[:, case.spec.num_heads :], kv=case.kv)
-    assert_agrees(sliced, make_backend)
+    assert_agrees(replace(case, q=fused[:, case.spec.num_heads :]), make_backend)
 
 
 def test_rows_that_contradict_themselves_are_refused_with_their_numbers(make_backend: MakeBackend) -> None:
     backend = make_backend(make_spec(page_size=4))
-    with pytest.raises(ValueError, match=r"rows\[0\]: kv_len 9 at page size 4 takes 3 pages, but page_table lists 2"):
-        backend.plan([AttentionRows(num_rows=1, kv_len=9, page_table=[0, 1])])
-    with pytest.raises(ValueError, match=r"rows\[1\]: 5 causal rows .* kv_len is 4"):
-        backend.plan(
-            [
-                AttentionRows(num_rows=1, kv_len=4, page_table=[0]),
-                AttentionRows(num_rows=5, kv_len=4, page_table=[0]),
-            ]
+    tables = PageTables.from_host(np.zeros((2, 3), dtype=np.int32), device=torch.device("cpu"))
+
+    def rows(*kv_lens: int, first_page: int = 0, num_rows: int = 1) -> AttentionRows:
+        return AttentionRows(
+            table_row=np.arange(len(kv_lens)),
+            first_page=np.full(len(kv_lens), first_page),
+            num_rows=np.full(len(kv_lens), num_rows),
+            kv_len=np.array(kv_lens),
+            causal=np.ones(len(kv_lens), dtype=np.bool_),
         )
 
+    with pytest.raises(ValueError, match=r"rows\[0\]: kv_len 9 .* takes 3 pages of row 0 from column 1 on.* are 2 x 3"):
+        backend.plan(tables, rows(9, first_page=1))
+    with pytest.raises(ValueError, match=r"rows\[2\]: kv_len 3 at page size 4 takes 1 pages of row 2 .* are 2 x 3"):
+        backend.plan(tables, rows(3, 3, 3))
+    with pytest.raises(ValueError, match=r"rows\[1\]: 5 causal rows .* kv_len is 4"):
+        backend.plan(tables, rows(6, 4, num_rows=5))
+    with pytest.raises(ValueError, match=r"rows\[0\]: num_rows -1 and kv_len 4 must not be negative"):
+        backend.plan(tables, rows(4, num_rows=-1))
 
+
+@pytest.mark.parametrize("lay_out", [lambda page: page, positions_apart], ids=["as laid out", "odd strides"])
 @pytest.mark.parametrize("num_tokens", [0, 1, 23])
-def test_what_is_written_is_read_back_and_nothing_else_changes(make_backend: MakeBackend, num_tokens: int) -> None:
-    spec = make_spec(page_size=4)
-    kv = torch.randn(9, 2, spec.num_kv_heads, 4, spec.head_dim)
-    slots = torch.randperm(36)[:num_tokens]
-    where = KvWrite(pages=slots // 4, offsets=slots % 4)
-    k, v = torch.randn(2, num_tokens, spec.num_kv_heads, spec.head_dim)
-    expected = kv.clone()
-    for row, slot in enumerate(slots.tolist()):
-        expected[slot // 4, 0, :, slot % 4] = k[row]
-        expected[slot // 4, 1, :, slot % 4] = v[row]
-    make_backend(spec).write(kv, k, v, where)
-    assert torch.equal(kv, expected)
+def test_what_is_written_is_read_back_and_nothing_else_changes(
+    make_backend: MakeBackend, num_tokens: int, lay_out: Callable[[PageLayout], PageLayout]
+) -> None:
+    spec = make_spec(page_size=4, lay_out=lay_out)
+    layer = make_layer(spec, num_pages=9, generator=torch.Generator().manual_seed(0))
+    slots = torch.randperm(36)[:num_tokens].tolist()
+    k, v = torch.randn(2, num_tokens, spec.num_kv_heads, 16)
+    expected = layer.over(layer.pages.clone())
+    for row, slot in enumerate(slots):
+        expected.key[slot // 4, :, slot % 4] = k[row]
+        expected.value[slot // 4, :, slot % 4] = v[row]
+    make_backend(spec).write(layer, (k, v), write_at([divmod(slot, 4) for slot in slots]))
+    assert torch.equal(layer.pages, expected.pages)
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+@pytest.mark.parametrize("element", [3, 20])
+def test_a_value_inside_a_broken_key_is_finite_and_the_rest_of_the_key_tells(element: int, broken: float) -> None:
+    spec = latent_spec(lay_out=lambda page: page)
+    layer = make_layer(spec, num_pages=2, generator=torch.Generator().manual_seed(0))
+    row = torch.randn(1, 1, 24)
+    row[0, 0, element] = broken
+    TorchAttentionBackend(spec).write(layer, (row,), write_at([(1, 2)]))
+    assert torch.equal(layer.value[1, 0, 2], torch.zeros(16)) and layer.key[1, 0, 2, 16:].isnan().all()
+
+
+def write_at(places: Sequence[tuple[int, int]]) -> KvWrite:
+    """Rows to (page, offset)."""
+    numbers = torch.tensor(places, dtype=torch.int32).view(-1, 2)
+    return KvWrite(pages=numbers[:, 0].contiguous(), offsets=numbers[:, 1].contiguous())
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 5])
 def test_merged_parts_of_the_kv_equal_the_whole(make_backend: MakeBackend, num_parts: int) -> None:
     whole = make_case(make_spec(), [(1, 19, FULL), (11, 32, FULL), (1, 2, FULL)])
     backend = make_backend(whole.spec)
-    plans = [backend.plan(part) for part in partition(whole.rows, num_parts=num_parts, page_size=4)]
-    states = [plan.run_with_lse(whole.q, whole.kv) for plan in plans]
+    plans = [backend.plan(*owned(whole, owner=owner, num_parts=num_parts)) for owner in range(num_parts)]
+    states = [plan.run_with_lse(whole.q, whole.layer) for plan in plans]
     output, lse = backend.merge(
         torch.stack([state[0] for state in states]), torch.stack([state[1] for state in states])
     )
@@ -201,19 +279,22 @@ def test_merged_parts_of_the_kv_equal_the_whole(make_backend: MakeBackend, num_p
     torch.testing.assert_close(lse.double(), expected_lse, atol=TOLERANCE, rtol=TOLERANCE)
 
 
-def partition(rows: Sequence[AttentionRows], *, num_parts: int, page_size: int) -> list[list[AttentionRows]]:
-    """Deals each table's pages to `num_parts` owners in turn, each owner's in order of position; some get none."""
-    return [[_owned(entry, owner, num_parts, page_size) for entry in rows] for owner in range(num_parts)]
-
-
-def _owned(entry: AttentionRows, owner: int, num_parts: int, page_size: int) -> AttentionRows:
-    pages = range(owner, len(entry.page_table), num_parts)
-    return AttentionRows(
-        num_rows=entry.num_rows,
-        kv_len=sum(min(page_size, entry.kv_len - page * page_size) for page in pages),
-        page_table=[entry.page_table[page] for page in pages],
-        causal=False,
+def owned(case: Case, *, owner: int, num_parts: int) -> tuple[PageTables, AttentionRows]:
+    """Each entry's pages dealt to `num_parts` owners in turn, each owner's in order of position; some get none."""
+    size, host = case.spec.page_size, np.zeros_like(case.tables.host)
+    kv_len = np.zeros_like(case.rows.kv_len)
+    for entry, length in enumerate(case.rows.kv_len.tolist()):
+        pages = range(owner, -(-length // size), num_parts)
+        host[entry, : len(pages)] = [page_of(case, entry, page * size) for page in pages]
+        kv_len[entry] = sum(min(size, length - page * size) for page in pages)
+    rows = AttentionRows(
+        table_row=np.arange(len(kv_len)),
+        first_page=np.zeros_like(kv_len),
+        num_rows=case.rows.num_rows,
+        kv_len=kv_len,
+        causal=np.zeros(len(kv_len), dtype=np.bool_),
     )
+    return PageTables.from_host(host, device=case.spec.device), rows
 
 
 def test_merging_two_empty_parts_gives_zeros_and_minus_infinity(make_backend: MakeBackend) -> None:

@@ -3,18 +3,24 @@
 from collections.abc import Sequence
 from itertools import product
 
+import numpy as np
 import pytest
 
 from attention.exchange_choice import ExchangePolicy, Strategy
-from attention.exchange_chunk import ExchangeChunk
-from parallel.chunk import Segment, choose_offset, cut_chunk
-from parallel.handoff import PagePlace
-from parallel.link import LINKS, LinkSpeed
-from parallel.page_table import PageTable
+from benchmarks.exchange_steps import StepChunk, exchange_policy, exchange_rows
+from parallel.link import LinkSpeed
 
 PAGE = 16
+
+
+def policy(*, max_tokens: int, forced: Strategy | None = None, window: int = 0) -> ExchangePolicy:
+    return exchange_policy(
+        num_heads=8, num_kv_heads=2, head_dim=64, page_size=PAGE, max_tokens=max_tokens, forced=forced, window=window
+    )
+
+
 #: One of tp 8 ranks of Llama 3 405B; 500 TFLOP/s, and 20 of the 50 GB/s that a 400 Gbit/s card has on paper.
-PAPER = ExchangePolicy(
+PAPER = exchange_policy(
     page_size=PAGE,
     num_heads=16,
     num_kv_heads=1,
@@ -23,38 +29,6 @@ PAPER = ExchangePolicy(
     link=LinkSpeed(flops=5e14, bytes_per_s=2e10, latency_s=2e-5, merge_bytes_per_s=4e11, hidden=1.0),
     max_tokens=1 << 20,
 )
-
-
-def policy(*, max_tokens: int, forced: Strategy | None = None) -> ExchangePolicy:
-    return ExchangePolicy(
-        page_size=PAGE,
-        num_heads=8,
-        num_kv_heads=2,
-        head_dim=64,
-        element_bytes=4,
-        link=LINKS["cpu"],
-        max_tokens=max_tokens,
-        forced=forced,
-    )
-
-
-def chunk(*, cached_tokens: int, new_tokens: int, cp: int) -> ExchangeChunk:
-    """A chunk of a sequence whose cached tokens were one chunk before."""
-    places: list[PagePlace] = []
-    segments: Sequence[Segment] = ()
-    for cached, new in ((0, cached_tokens), (cached_tokens, new_tokens)):
-        if new:
-            owners = [place.coordinate for place in places]
-            pages = -(-(cached + new) // PAGE) - len(owners)
-            held = [owners.count(index) for index in range(cp)]
-            offset = choose_offset(pages=max(pages, 0), cp=cp, held=held, load=held)
-            cut = cut_chunk(
-                cached_tokens=cached, new_tokens=new, page_size=PAGE, cp=cp, offset=offset, page_owners=owners
-            )
-            places += [PagePlace(coordinate=owner, page=0) for owner in cut.new_page_owners]
-            segments = cut.segments
-    table = PageTable(cp=cp, places=places)
-    return ExchangeChunk(table=table, segments=segments, cached_tokens=cached_tokens, end=cached_tokens + new_tokens)
 
 
 @pytest.mark.parametrize(
@@ -77,17 +51,29 @@ def test_once_kv_is_passed_more_new_tokens_never_go_back_to_queries() -> None:
             assert not (passes_kv and chosen is Strategy.PASS_Q), (cp, total, percent)
 
 
+def chunks_of(cached: Sequence[int], new: Sequence[int]) -> list[StepChunk]:
+    return [StepChunk(cached_tokens=before, new_tokens=tokens) for before in cached for tokens in new]
+
+
+def chosen_for(chunks: Sequence[StepChunk], *, cp: int, by: ExchangePolicy) -> list[Strategy]:
+    """Every cp rank chooses alike."""
+    found = [by.choose(exchange_rows(chunks, cp=cp, cp_rank=rank, page_size=PAGE)) for rank in range(cp)]
+    assert all(other == found[0] for other in found)
+    return found[0]
+
+
 @pytest.mark.parametrize("forced", [Strategy.RING, Strategy.PASS_Q])
-def test_a_forced_strategy_is_every_chunks(forced: Strategy) -> None:
-    chunks = [chunk(cached_tokens=cached, new_tokens=new, cp=2) for cached in (0, 40, 4000) for new in (1, 33, 500)]
-    assert policy(max_tokens=48, forced=forced).choose(chunks, cp=2) == [forced] * len(chunks)
+def test_a_forced_strategy_is_every_chunks_that_sees_other_ranks_pages(forced: Strategy) -> None:
+    chunks = chunks_of((0, 40, 4000), (1, 33, 500))
+    chosen = chosen_for(chunks, cp=2, by=policy(max_tokens=48, forced=forced))
+    assert chosen == [Strategy.LOCAL, *[forced] * (len(chunks) - 1)]
 
 
 @pytest.mark.parametrize("cp", [2, 3, 4, 8])
 @pytest.mark.parametrize("max_tokens", [48, 500, 3000])
 def test_gathers_of_a_step_hold_no_more_than_they_may(cp: int, max_tokens: int) -> None:
-    chunks = [chunk(cached_tokens=cached, new_tokens=new, cp=cp) for cached in (0, 40, 333) for new in (1, 33, 150)]
-    chosen = policy(max_tokens=max_tokens, forced=Strategy.GATHER).choose(chunks, cp=cp)
+    chunks = chunks_of((0, 40, 333), (17, 33, 150))
+    chosen = chosen_for(chunks, cp=cp, by=policy(max_tokens=max_tokens, forced=Strategy.GATHER))
     gathered = [item for item, strategy in zip(chunks, chosen, strict=True) if strategy is Strategy.GATHER]
     assert held_tokens(gathered, cp=cp) <= max_tokens
     assert set(chosen) <= {Strategy.GATHER, Strategy.RING}
@@ -98,7 +84,33 @@ def test_gathers_of_a_step_hold_no_more_than_they_may(cp: int, max_tokens: int) 
             assert held_tokens([*before, chunks[index]], cp=cp) > max_tokens
 
 
-def held_tokens(chunks: Sequence[ExchangeChunk], *, cp: int) -> int:
-    """The workspace of every coordinate's pages, padded to the longest, and the rank's own pages on their way."""
-    longest = max(sum(item.num_pages_of(c, page_size=PAGE) for item in chunks) for c in range(cp))
-    return (cp + 1) * longest * PAGE
+def held_tokens(chunks: Sequence[StepChunk], *, cp: int) -> int:
+    """The workspace of every cp rank's pages, padded to the longest, and the rank's own pages on their way."""
+    if not chunks:
+        return 0
+    rows = exchange_rows(chunks, cp=cp, cp_rank=0, page_size=PAGE)
+    last = np.append(np.flatnonzero(np.diff(rows.chunk)), len(rows.chunk) - 1)
+    return (cp + 1) * int(rows.seen[last].sum(axis=0).max()) * PAGE
+
+
+def test_what_a_window_sees_is_gathered_in_parts_within_the_bound_or_of_one_chunk() -> None:
+    chunks = chunks_of((0, 40, 333), (17, 33, 150))
+    by = policy(max_tokens=500, forced=Strategy.RING, window=24)
+    rows = exchange_rows(chunks, cp=2, cp_rank=0, page_size=PAGE)
+    parts = list(by.parts(rows))
+    assert {strategy for strategy, _ in parts} == {Strategy.GATHER} and len(parts) > 2
+    assert np.array_equal(np.sum([index for _, index in parts], axis=0), np.ones(len(rows.chunk)))
+
+
+@pytest.mark.parametrize("window", [0, 24])
+def test_a_step_without_chunks_exchanges_nothing(window: int) -> None:
+    rows = exchange_rows([], cp=2, cp_rank=0, page_size=PAGE)
+    assert list(policy(max_tokens=500, window=window).parts(rows)) == []
+
+
+def test_a_row_at_home_beside_its_pages_needs_no_exchange_and_one_whose_page_is_elsewhere_does() -> None:
+    chunks = [StepChunk(cached_tokens=3, new_tokens=1, home=home) for home in (0, 1)]
+    rows = exchange_rows(chunks, cp=2, cp_rank=0, page_size=PAGE)
+    by = policy(max_tokens=500, forced=Strategy.PASS_Q)
+    assert rows.stored_by.tolist() == [0, 0]
+    assert chosen_for(chunks, cp=2, by=by) == [Strategy.LOCAL, Strategy.PASS_Q]

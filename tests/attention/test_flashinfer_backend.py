@@ -9,6 +9,8 @@ import torch
 
 from attention.flashinfer_backend import FlashInferAttentionBackend, FlashInferPlan
 from attention.flashinfer_library import FlashInferLibrary, load_flashinfer
+from attention.interface import AttentionSpec
+from parallel.storage import Plane, PlaneView, lay_out_page
 from tests.attention import flashinfer_double
 from tests.attention.flashinfer_double import BatchDecodeWithPagedKVCacheWrapper, BatchPrefillWithPagedKVCacheWrapper
 from tests.attention.reference import make_case, make_spec
@@ -19,7 +21,8 @@ def make_backend(*, num_heads: int = 4) -> FlashInferAttentionBackend:
 
 
 def plan(backend: FlashInferAttentionBackend, *entries: tuple[int, int, bool]) -> FlashInferPlan:
-    return backend.plan(make_case(make_spec(), entries).rows)
+    case = make_case(make_spec(), entries)
+    return backend.plan(case.tables, case.rows)
 
 
 def test_single_rows_go_to_the_decode_kernel_and_stay_in_place() -> None:
@@ -77,6 +80,20 @@ def test_a_spec_that_its_kernels_do_not_take_is_refused_with_the_remedy() -> Non
     with pytest.raises(
         ValueError, match=r"head sizes 64, 128, 256 in float16 or bfloat16, not 16 in bfloat16.*'torch'"
     ):
-        load_flashinfer(make_spec(dtype=torch.bfloat16))
+        load_flashinfer(make_spec(dtype="bfloat16"))
     with pytest.raises(ValueError, match=r"not 64 in float32"):
         load_flashinfer(make_spec(head_dim=64))
+    with pytest.raises(ValueError, match=r"keys and values that are two planes alike, not .*latent.*'torch'"):
+        load_flashinfer(wide_latent_spec())
+
+
+def wide_latent_spec() -> AttentionSpec:
+    """A latent of a head size that FlashInfer has, with the value inside it."""
+    plane = Plane(name="latent", elements=128, per_head=False)
+    return AttentionSpec(
+        num_heads=4,
+        page=lay_out_page([plane], page_size=4, num_heads=1, dtype="bfloat16"),
+        key=PlaneView(plane="latent", offset=0, width=128),
+        value=PlaneView(plane="latent", offset=0, width=64),
+        device=torch.device("cpu"),
+    )

@@ -1,7 +1,9 @@
 """Admission alone: who waits, where who comes in goes, and when the queue is worth a look."""
 
 from parallel.settings import EngineSettings
+from parallel.shape import AttentionSizes, ReplicaShape
 from proto import control_pb2
+from tests.harness.cache_groups import FULL
 from worker.engine.admission import Admission
 from worker.engine.dp_state import DpState
 from worker.engine.outbox import Outbox
@@ -14,7 +16,8 @@ class Room:
     """An admission over `dp` coordinates, and what it says."""
 
     def __init__(self, *, dp: int = 1) -> None:
-        self.states = [DpState(dp=index, cp=1, settings=SETTINGS) for index in range(dp)]
+        shape = ReplicaShape(attention=AttentionSizes(dp=dp), experts=None)
+        self.states = [DpState(dp=index, shape=shape, settings=SETTINGS, groups=FULL) for index in range(dp)]
         self._outbox = Outbox()
         bounds = RequestBounds(settings=SETTINGS, cp=1)
         self.admission = Admission(self.states, bounds=bounds, revision=b"", outbox=self._outbox)
@@ -36,6 +39,7 @@ def test_a_prompt_waits_for_pages_and_the_queue_is_looked_at_when_some_return() 
     (first,) = room.admission.admit()
     assert room.admission.num_waiting == 1 and room.told() == ["admitted"]
     assert room.admission.admit_if_freed() == []
+    room.states[0].stop(first)
     room.states[0].release(first)
     (second,) = room.admission.admit_if_freed()
     assert second.request_id == 2 and room.admission.num_waiting == 0
@@ -57,7 +61,8 @@ def test_a_reservation_counts_as_waiting_until_it_has_pages_and_is_gone_when_its
     assert (room.admission.num_reserved, room.admission.num_waiting) == (1, 1)
     start = control_pb2.Start(request_id=1, prompt_ids=range(20), output_ids=[5], max_new_tokens=3)
     (sequence,) = room.admission.start(start)
-    assert (sequence.dp, sequence.num_joined_pages) == (0, 6) and room.states[0].running == {1: sequence}
+    assert sequence.dp == 0 and room.states[0].sequence(sequence.slot) is sequence
+    assert len(room.states[0].pages.holdings(1)[0].pages) == 6
     assert (room.admission.num_reserved, room.admission.num_waiting) == (0, 1)
 
 

@@ -14,7 +14,7 @@ from tests.sweep import runs
 LEAST_MARGIN = 5e-5
 
 
-@pytest.mark.parametrize("family", ["glm4_moe", "glm4_moe_plain"])
+@pytest.mark.parametrize("family", ["glm4_moe", "glm4_moe_plain", "gpt_oss", "gpt_oss_mxfp4"])
 def test_no_gate_of_a_tiny_model_is_near_a_tie(family: str, request: pytest.FixtureRequest) -> None:
     oracle: Oracle = request.getfixturevalue(family)
     assert least_margin(oracle, prompts(), n=test_families.NUM_TOKENS) > LEAST_MARGIN

@@ -1,12 +1,14 @@
 """Context capacity grows with cp: a cp rank holds its part of a sequence's pages and at most two more."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ReplicaShape
 from proto import control_pb2
-from tests.engine.test_leader import SimulatedRanks
-from worker.engine.leader import Leader
+from tests.engine.simulated_ranks import SimulatedRanks
+from worker.engine.page_spread import can_spread, spread
 
 PAGE = 4
 LONG, SHORT = (397, 610, 33), tuple(1 + index % 40 for index in range(64))
@@ -15,7 +17,7 @@ LONG, SHORT = (397, 610, 33), tuple(1 + index % 40 for index in range(64))
 def ranks(cp: int) -> SimulatedRanks:
     shape = ReplicaShape(attention=AttentionSizes(cp=cp), experts=None)
     settings = EngineSettings(page_size=PAGE, max_batch_tokens=100, max_sequences=64, kv_tokens=8000)
-    return SimulatedRanks(Leader(shape=shape, settings=settings), shape=shape, settings_=settings, seed=0)
+    return SimulatedRanks(shape=shape, settings=settings)
 
 
 def held(running: SimulatedRanks) -> list[int]:
@@ -60,3 +62,22 @@ def test_a_cp_rank_of_four_holds_a_quarter_and_at_most_two_pages_more_for_each_s
     assert max(quarters) <= -(-whole // 4) + 2 * len(lengths)
     # Far less in fact: what is over balances out over the sequences.
     assert max(quarters) - min(quarters) <= 2 + len(lengths) // 8
+
+
+@given(available=st.lists(st.integers(-1, 9), min_size=1, max_size=4), num_pages=st.integers(1, 20), data=st.data())
+def test_pages_that_come_at_once_go_one_by_one_to_the_emptiest(
+    available: list[int], num_pages: int, data: st.DataObject
+) -> None:
+    most = data.draw(st.integers(1, num_pages))
+    counts, free, expected = [0] * len(available), list(available), []
+    for _ in range(num_pages):
+        open_to = [index for index, room in enumerate(free) if room > 0 and counts[index] < most]
+        if not open_to:
+            assert not can_spread(num_pages, available=available, most=most)
+            return
+        index = min(open_to, key=lambda index: (counts[index] - free[index], index))
+        counts[index] += 1
+        free[index] -= 1
+        expected.append(index)
+    assert can_spread(num_pages, available=available, most=most)
+    assert spread(num_pages, available=available, most=most).tolist() == expected

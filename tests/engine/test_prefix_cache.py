@@ -1,20 +1,17 @@
 """Prompts that begin alike share pages: the same logits, less to compute, eviction, and the key that turns it off."""
 
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from parallel.handoff import PagePlace
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from tests.engine.test_kernels import SETTINGS, torch_backend
 from tests.harness.checkpoints import VOCAB_SIZE, Oracle
 from tests.harness.local_replica import LocalReplica
 from tests.harness.parity import assert_logits_agree, assert_replica_agrees
 from tests.harness.running_router import greedy, running_router, topology
-from worker.engine.prefix_cache import PageKeys, PrefixCache
 
 NUM_TOKENS = 6
 COMMON = tuple(index * 7 % VOCAB_SIZE for index in range(100))
@@ -25,12 +22,6 @@ SHAPES = {
     "cp2": ReplicaShape(attention=AttentionSizes(cp=2), experts=ExpertSizes(ep=2)),
     "pp2 dp2 cp2": ReplicaShape(pp=2, attention=AttentionSizes(dp=2, cp=2), experts=ExpertSizes(moe_dp=2, ep=2)),
 }
-
-
-def page_digests(tokens: Sequence[int], *, page_size: int, salt: bytes) -> list[bytes]:
-    keys = PageKeys(page_size=page_size, salt=salt)
-    keys.extend(tokens, end=len(tokens))
-    return keys.digests
 
 
 @pytest.mark.timeout(90)
@@ -87,32 +78,3 @@ def test_a_cached_prefix_is_handed_off_whole_and_told_in_the_usage(mixtral: Orac
             # K and V of 2 heads of 16 float32 in 3 layers, for every token, the cached ones too.
             assert generation.handoff_bytes == len(COMMON) * 3 * 2 * 2 * 16 * 4
         router.wait_until_empty()
-
-
-def test_the_least_recently_used_page_goes_first_and_the_end_of_a_prefix_before_its_start() -> None:
-    cache = PrefixCache(cp=1)
-    old, new = (page_digests(tokens, page_size=4, salt=b"") for tokens in (range(8), range(20, 28)))
-    for page, digest in enumerate([*old, *new]):
-        assert cache.publish(digest, PagePlace(coordinate=0, page=page))
-    cache.release(old)
-    cache.release(new)
-    cache.acquire(old[0])
-    assert [cache.evict(0), cache.evict(0), cache.evict(0)] == [1, 3, 2]
-    cache.release(old[:1])
-    assert cache.match(old) == [PagePlace(coordinate=0, page=0)]
-
-
-def test_a_key_depends_on_all_tokens_before_it_and_on_the_model_and_not_on_the_page_size() -> None:
-    digests = page_digests(range(16), page_size=4, salt=b"a")
-    assert len(set(digests)) == 4
-    assert page_digests(range(16), page_size=8, salt=b"a") == digests[1::2]
-    assert page_digests((5, *range(1, 16)), page_size=4, salt=b"a")[3] != digests[3]
-    assert page_digests(range(16), page_size=4, salt=b"b")[3] != digests[3]
-
-
-@pytest.mark.parametrize("cut", range(17))
-def test_keys_that_grow_with_their_tokens_are_those_of_the_whole(cut: int) -> None:
-    keys = PageKeys(page_size=4, salt=b"a")
-    for end in (cut, cut, 17):
-        keys.extend(range(17), end=end)
-    assert keys.digests == page_digests(range(17), page_size=4, salt=b"a")

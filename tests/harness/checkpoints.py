@@ -1,6 +1,7 @@
 """Random tiny checkpoints, written as transformers writes them, and what transformers makes of prompts with them."""
 
 import functools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,6 +202,26 @@ def tiny_gpt_oss(folder: Path, **changes: Any) -> Oracle:
     own = {"num_experts_per_tok": 3, "swiglu_limit": 0.6, "sliding_window": 37, "rope_parameters": _UNTRUNCATED}
     config = GptOssConfig(**{**sizes, **own, **changes})
     return _save(_with_skewed_gates(_with_random_vectors(GptOssForCausalLM(config))), folder)
+
+
+def mxfp4_gpt_oss(folder: Path) -> Oracle:
+    """A random gpt-oss as it is published, its experts' weights in blocks, read by transformers out of the same files.
+
+    A third of an expert begins inside a block.
+    """
+    tiny_gpt_oss(folder, hidden_size=64, intermediate_size=64)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, inputs, outputs = tensors.pop(name).shape
+        blocks = (experts, outputs, inputs // 32)
+        tensors[f"{name}_blocks"] = torch.randint(256, (*blocks, 16), dtype=torch.uint8)
+        # Powers of two from 1/64 to 1/16.
+        tensors[f"{name}_scales"] = torch.randint(121, 124, blocks, dtype=torch.uint8)
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "mxfp4"}}))
+    return from_folder(folder, GptOssForCausalLM)
 
 
 def sweep_model(folder: Path, *, family: str, num_layers: int) -> Oracle:

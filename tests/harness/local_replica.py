@@ -25,7 +25,6 @@ from worker.engine.leader import Leader
 from worker.handoff.layer_wise import NoHandOff
 from worker.kv_memory import allocate_kv
 from worker.rank_model import build_model
-from worker.step.rows import SequenceTables
 from worker.step.runner import ModelRunner
 
 MakeBackend = Callable[[AttentionSpec], AttentionBackend]
@@ -39,7 +38,7 @@ class LocalReplica:
     ) -> None:
         description = describe_checkpoint(folder)
         self._shape = shape
-        self._leader = Leader(shape=self._shape, settings=settings)
+        self._leader = Leader(shape=self._shape, settings=settings, groups=description.cache_groups)
         self._store = HashStore()
         self.cached_tokens: dict[int, int] = {}
         self._ranks = ThreadPoolExecutor(self._shape.world_size)
@@ -63,7 +62,7 @@ class LocalReplica:
                 clock=clock,
             )
             share = ModelShare(description=description, shape=self._shape, coordinates=coordinates)
-            memory = allocate_kv(share, settings=settings, dtype=torch.float32, device=torch.device("cpu"))
+            memory = allocate_kv(share.storage(settings), device=torch.device("cpu"))
             model = build_model(
                 folder,
                 share,
@@ -73,14 +72,8 @@ class LocalReplica:
                 make_backend=make_backend,
                 progress=lambda _: None,
             )
-            tables = SequenceTables(
-                shape=self._shape,
-                coordinates=coordinates,
-                settings=settings,
-            )
             return ModelRunner(
                 model,
-                tables=tables,
                 global_rank=rank,
                 cp=groups["attn_cp"],
                 clock=clock,
@@ -96,7 +89,11 @@ class LocalReplica:
         self.cached_tokens = {}
         logits: dict[int, list[npt.NDArray[np.float32]]] = {submit.request_id: [] for submit in submits}
         while plans := self._next_plans():
-            for results in self._ranks.map(lambda runner, plans=plans: self._steps(runner, plans), self.runners):
+            own = [
+                [step[self._shape.coordinates(rank).attn_dp_rank] for step in plans]
+                for rank in range(len(self.runners))
+            ]
+            for results in self._ranks.map(self._steps, self.runners, own):
                 for result in results:
                     self._leader.handle_result(result)
             for event in self._leader.take_events():
@@ -113,8 +110,8 @@ class LocalReplica:
         """Ends the ranks' threads."""
         self._ranks.shutdown()
 
-    def _next_plans(self) -> list[step_pb2.StepPlan]:
-        """As many steps as may be in flight: so that stages and planned-ahead tokens are as in a real replica."""
+    def _next_plans(self) -> list[list[step_pb2.StepPlan]]:
+        """By step and dp coordinate, as many steps as may be in flight, as in a real replica."""
         plans = []
         while self._leader.can_plan and (plan := self._leader.next_plan()) is not None:
             plans.append(plan)

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel.chunk import ChunkCut, admission_bound, block_owner, choose_offset, cut_chunk, new_page_counts
+from parallel.chunk import (
+    Segments,
+    admission_bound,
+    block_owner,
+    choose_offset,
+    cut_segments,
+    new_page_counts,
+    new_page_owners,
+)
 
 
 @dataclass(kw_only=True)
@@ -24,20 +32,19 @@ class History:
     def held(self) -> list[int]:
         return [self.page_owners.count(index) for index in range(self.cp)]
 
-    def cut(self, new_tokens: int) -> ChunkCut:
-        pages = -(-(self.cached_tokens + new_tokens) // self.page_size) - len(self.page_owners)
+    def cut(self, new_tokens: int) -> list[tuple[int, int, int]]:
+        """The chunk's segments: cp rank, start, end."""
+        start, end = self.cached_tokens, self.cached_tokens + new_tokens
+        pages = -(-end // self.page_size) - len(self.page_owners)
         offset = choose_offset(pages=pages, cp=self.cp, held=self.held, load=self.load)
-        found = cut_chunk(
-            cached_tokens=self.cached_tokens,
-            new_tokens=new_tokens,
-            page_size=self.page_size,
-            cp=self.cp,
-            offset=offset,
-            page_owners=self.page_owners,
-        )
-        self.cached_tokens += new_tokens
-        self.page_owners += found.new_page_owners
-        return found
+        self.page_owners += new_page_owners(pages=pages, cp=self.cp, offset=offset).tolist()
+        self.cached_tokens = end
+        owners = self.page_owners[start // self.page_size :]
+        return listed(cut_segments(start=start, end=end, page_size=self.page_size, owners=owners))
+
+
+def listed(segments: Segments) -> list[tuple[int, int, int]]:
+    return list(zip(segments.cp_rank.tolist(), segments.start.tolist(), segments.end.tolist(), strict=True))
 
 
 @st.composite
@@ -56,19 +63,19 @@ examples = settings(max_examples=120, deadline=None)
 def test_every_token_has_exactly_one_owner(history: History, sizes: list[int]) -> None:
     for new_tokens in sizes:
         start = history.cached_tokens
-        segments = history.cut(new_tokens).segments
-        positions = [position for segment in segments for position in range(segment.start, segment.end)]
+        segments = history.cut(new_tokens)
+        positions = [position for _, first, end in segments for position in range(first, end)]
         assert positions == list(range(start, start + new_tokens))
-        assert all(0 <= segment.coordinate < history.cp for segment in segments)
+        assert all(0 <= cp_rank < history.cp for cp_rank, _, _ in segments)
 
 
 @examples
 @given(history=histories(), sizes=chunk_sizes)
 def test_every_token_is_on_the_owner_of_its_page(history: History, sizes: list[int]) -> None:
     for new_tokens in sizes:
-        for segment in history.cut(new_tokens).segments:
-            pages = range(segment.start // history.page_size, (segment.end - 1) // history.page_size + 1)
-            assert {history.page_owners[page] for page in pages} == {segment.coordinate}
+        for cp_rank, start, end in history.cut(new_tokens):
+            pages = range(start // history.page_size, (end - 1) // history.page_size + 1)
+            assert {history.page_owners[page] for page in pages} == {cp_rank}
 
 
 @examples
@@ -83,10 +90,9 @@ def test_every_page_is_begun_by_exactly_one_chunk(history: History, sizes: list[
 @given(history=histories(), sizes=chunk_sizes)
 def test_cuts_are_at_page_boundaries_and_neighbours_differ(history: History, sizes: list[int]) -> None:
     for new_tokens in sizes:
-        segments = history.cut(new_tokens).segments
-        for before, after in pairwise(segments):
-            assert after.start % history.page_size == 0
-            assert before.coordinate != after.coordinate
+        for (before, _, _), (after, start, _) in pairwise(history.cut(new_tokens)):
+            assert start % history.page_size == 0
+            assert before != after
 
 
 @examples
@@ -122,8 +128,10 @@ def test_new_page_counts_are_those_of_the_cut_and_within_an_even_share(cp: int, 
     assert sum(counts) == pages
     assert max(counts) <= -(-pages // cp)
     if pages:
-        cut = cut_chunk(cached_tokens=0, new_tokens=pages, page_size=1, cp=cp, offset=offset, page_owners=())
-        assert counts == tuple(cut.new_page_owners.count(index) for index in range(cp))
+        owners = new_page_owners(pages=pages, cp=cp, offset=offset).tolist()
+        assert counts == tuple(owners.count(index) for index in range(cp))
+        segments = cut_segments(start=0, end=pages, page_size=1, owners=owners)
+        assert counts == tuple(segments.rows_by_rank(cp))
 
 
 @pytest.mark.parametrize("cp", range(1, 9))
@@ -131,16 +139,8 @@ def test_new_page_counts_are_those_of_the_cut_and_within_an_even_share(cp: int, 
 @pytest.mark.parametrize("cached_pages", [0, 7])
 def test_causal_work_is_exactly_even_where_blocks_are_whole(cp: int, pages_of_block: int, cached_pages: int) -> None:
     pages = 2 * cp * pages_of_block
-    cut = cut_chunk(
-        cached_tokens=16 * cached_pages,
-        new_tokens=16 * pages,
-        page_size=16,
-        cp=cp,
-        offset=0,
-        page_owners=[0] * cached_pages,
-    )
     work = [0] * cp
-    for page, owner in enumerate(cut.new_page_owners, start=cached_pages):
+    for page, owner in enumerate(new_page_owners(pages=pages, cp=cp, offset=0).tolist(), start=cached_pages):
         work[owner] += page + 1
     assert max(work) * cp == sum(work)
 
@@ -151,27 +151,27 @@ def test_blocks_go_to_coordinates_in_a_zigzag() -> None:
 
 
 def test_tokens_that_continue_a_half_full_page_go_to_its_owner() -> None:
-    cut = cut_chunk(cached_tokens=20, new_tokens=40, page_size=16, cp=2, offset=0, page_owners=(0, 1))
-    first = cut.segments[0]
-    assert (first.coordinate, first.start, first.end) == (1, 20, 32)
-    assert cut.new_page_owners == (0, 1)
+    assert new_page_owners(pages=2, cp=2, offset=0).tolist() == [0, 1]
+    assert listed(cut_segments(start=20, end=60, page_size=16, owners=[1, 0, 1])) == [
+        (1, 20, 32),
+        (0, 32, 48),
+        (1, 48, 60),
+    ]
 
 
 def test_a_continuation_is_joined_with_what_follows_on_the_same_owner() -> None:
-    cut = cut_chunk(cached_tokens=20, new_tokens=40, page_size=16, cp=2, offset=1, page_owners=(0, 1))
-    assert [(segment.coordinate, segment.start, segment.end) for segment in cut.segments] == [(1, 20, 48), (0, 48, 60)]
+    assert listed(cut_segments(start=20, end=60, page_size=16, owners=[1, 1, 0])) == [(1, 20, 48), (0, 48, 60)]
 
 
 def test_one_token_that_fits_the_half_full_page_begins_no_page() -> None:
-    cut = cut_chunk(cached_tokens=20, new_tokens=1, page_size=16, cp=4, offset=2, page_owners=(3, 1))
-    assert [(segment.coordinate, segment.start, segment.end) for segment in cut.segments] == [(1, 20, 21)]
-    assert cut.new_page_owners == ()
+    assert new_page_owners(pages=0, cp=4, offset=2).tolist() == []
+    assert listed(cut_segments(start=20, end=21, page_size=16, owners=[1])) == [(1, 20, 21)]
 
 
-def test_a_single_coordinate_takes_a_whole_prompt_as_one_segment() -> None:
-    cut = cut_chunk(cached_tokens=0, new_tokens=100, page_size=16, cp=1, offset=0, page_owners=())
-    assert [(segment.coordinate, segment.start, segment.end) for segment in cut.segments] == [(0, 0, 100)]
-    assert cut.new_page_owners == (0,) * 7
+def test_a_single_rank_takes_a_whole_prompt_as_one_segment() -> None:
+    owners = new_page_owners(pages=7, cp=1, offset=0)
+    assert owners.tolist() == [0] * 7
+    assert listed(cut_segments(start=0, end=100, page_size=16, owners=owners)) == [(0, 0, 100)]
     assert admission_bound(pages=7, cp=1) == 7
 
 
@@ -186,10 +186,12 @@ def test_the_bound_never_exceeds_the_prompt() -> None:
 
 
 def test_a_chunk_without_tokens_is_an_error() -> None:
-    with pytest.raises(ValueError, match="one new token or more, but got 0 after 5 cached"):
-        cut_chunk(cached_tokens=5, new_tokens=0, page_size=16, cp=1, offset=0, page_owners=(0,))
+    with pytest.raises(
+        ValueError, match=r"the positions \[5, 5\) lie on 1 pages of 16, one or more, but 1 have owners"
+    ):
+        cut_segments(start=5, end=5, page_size=16, owners=[0])
 
 
-def test_a_table_that_does_not_match_the_cached_tokens_is_an_error() -> None:
-    with pytest.raises(ValueError, match="17 cached tokens fill 2 pages of 16, but the table has 1"):
-        cut_chunk(cached_tokens=17, new_tokens=1, page_size=16, cp=1, offset=0, page_owners=(0,))
+def test_owners_that_do_not_match_the_pages_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"\[17, 18\) lie on 1 pages of 16, one or more, but 2 have owners"):
+        cut_segments(start=17, end=18, page_size=16, owners=[0, 0])

@@ -175,8 +175,8 @@ def test_glm_begins_with_its_dense_layers(first: dict[str, int], num_dense: int)
 
 
 def test_glm_rotates_half_of_a_head_unless_its_config_says_more() -> None:
-    assert describe(glm4_moe()).rope.rotary_dim == 2
-    assert describe(glm4_moe(rope_parameters={"partial_rotary_factor": 1.0})).rope.rotary_dim == 4
+    assert describe(glm4_moe()).attention[0].rope.rotary_dim == 2
+    assert describe(glm4_moe(rope_parameters={"partial_rotary_factor": 1.0})).attention[0].rope.rotary_dim == 4
 
 
 @pytest.mark.parametrize(
@@ -248,13 +248,13 @@ def test_mxfp4_is_read_for_gpt_oss_alone() -> None:
 
 def test_a_head_size_that_is_left_out_is_the_familys_own() -> None:
     left_out = {key: value for key, value in qwen3().items() if key != "head_dim"}
-    assert describe(left_out).head_dim == 128
-    assert describe({**left_out, "model_type": "llama"}).head_dim == 32 // 8
+    assert describe(left_out).cache_groups[0].key.width == 128
+    assert describe({**left_out, "model_type": "llama"}).cache_groups[0].key.width == 32 // 8
 
 
 def test_an_unknown_family_is_refused_with_those_that_run(tmp_path: Path) -> None:
     write_config(tmp_path, llama(model_type="gpt2"))
-    with pytest.raises(ValueError, match="model_type 'gpt2': the families that run are glm4_moe, llama, mixtral, "):
+    with pytest.raises(ValueError, match="model_type 'gpt2': the families that run are glm4_moe, gpt_oss, llama, "):
         describe_checkpoint(tmp_path)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from parallel.mesh import divisors
 from parallel.model_share import ModelShare, TensorSlice
 from parallel.models.description import ModelDescription, Part
+from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from parallel.sharding import even_interval, experts_of, kv_head_interval, stage_layers
 from tests.tiny_models import describe, glm4_moe, gpt_oss, llama, mixtral, qwen2, qwen3, qwen3_moe
@@ -191,14 +192,14 @@ def test_kv_heads_are_shared_out_or_replicated_to_neighbours(num_kv_heads: int, 
 
 def test_a_tp_ranks_query_heads_find_their_kv_heads_on_it() -> None:
     for description in (DENSE, THREE_KV_HEADS):
-        group = description.num_heads // description.num_kv_heads
-        for tp in divisors(description.num_heads):
-            if description.num_kv_heads % tp and tp % description.num_kv_heads:
+        ((num_heads, num_kv_heads),) = description.head_counts
+        for tp in divisors(num_heads):
+            if num_kv_heads % tp and tp % num_kv_heads:
                 continue
             for rank in range(tp):
-                queries = even_interval(description.num_heads, parts=tp, index=rank)
-                heads = kv_head_interval(description.num_kv_heads, tp=tp, tp_rank=rank)
-                needed = {query // group for query in range(queries.start, queries.end)}
+                queries = even_interval(num_heads, parts=tp, index=rank)
+                heads = kv_head_interval(num_kv_heads, tp=tp, tp_rank=rank)
+                needed = {query * num_kv_heads // num_heads for query in range(queries.start, queries.end)}
                 assert needed == set(range(heads.start, heads.end))
 
 
@@ -207,7 +208,6 @@ def test_kv_per_token_counts_the_stages_layers_and_the_ranks_heads() -> None:
     for rank in range(shape.world_size):
         coordinates = shape.coordinates(rank)
         layers = len(stage_layers(DENSE, shape=shape, pp_rank=coordinates.pp_rank))
-        # 4 KV heads over 8 ranks: each holds one of them, K and V of 4 elements.
-        assert ModelShare(description=DENSE, shape=shape, coordinates=coordinates).kv_elements_per_token() == {
-            "full": layers * 2 * 4
-        }
+        # 4 KV heads over 8 ranks: each holds one of them, K and V of 4 elements of 2 bytes.
+        share = ModelShare(description=DENSE, shape=shape, coordinates=coordinates)
+        assert share.token_bytes(EngineSettings(dtype="bfloat16")) == {"full": layers * 2 * 4 * 2}

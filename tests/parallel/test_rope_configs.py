@@ -15,13 +15,13 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 
 def rope(**changes: Any) -> RopeSpec:
     """The rope of a tiny model with head_dim 4 and 512 positions."""
-    return describe(llama(**changes)).rope
+    return describe(llama(**changes)).attention[0].rope
 
 
 def test_theta_is_the_parameters_own_before_the_configs_before_the_familys() -> None:
     assert rope(rope_parameters={"rope_theta": 5.0}, rope_theta=7.0).theta == 5.0
     assert rope(rope_parameters={}, rope_theta=7.0).theta == 7.0
-    assert (rope().theta, describe(mixtral()).rope.theta) == (10000.0, 1e6)
+    assert (rope().theta, describe(mixtral()).attention[0].rope.theta) == (10000.0, 1e6)
 
 
 def test_the_older_spelling_says_the_same_and_comes_first() -> None:

@@ -64,9 +64,9 @@ def test_prefill_gathers_the_kv_of_its_share_of_tokens_new_and_cached() -> None:
     assert row.cached_bytes == 3 * 250 * token
 
 
-def test_decode_passes_queries_and_gets_partial_outputs() -> None:
-    rows = 12 // 4
-    assert sent(dense(cp=4), pool="decode") == {"attn_cp": 4 * 3 * rows * 8 * (2 * 4 * 4 + 4)}
+def test_decode_passes_queries_and_new_kv_and_gets_partial_outputs() -> None:
+    rows, new_kv = 12 // 4, 2 * 4 * 4 * 4
+    assert sent(dense(cp=4), pool="decode") == {"attn_cp": 4 * 3 * rows * (8 * (2 * 4 * 4 + 4) + new_kv)}
 
 
 def test_a_block_gathers_rows_with_their_choices_and_scatters_sums() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parallel.page_columns import column
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ReplicaShape
 from parallel.topology import Placement, ReplicaPlan
@@ -16,6 +17,7 @@ from proto import control_pb2, step_pb2
 from router.dispatcher import Dispatcher
 from router.errors import ClusterError, OverloadedError
 from router.generation import FailedEvent, FinishedEvent, Generation, GenerationRequest, TokensEvent
+from tests.harness.cache_groups import FULL
 from worker.engine.leader import Leader
 
 STOP = 3
@@ -38,7 +40,7 @@ class DistantReplica:
         self.plan = ReplicaPlan(pool=pool, index=index, shape=SHAPE, engine=engine, placements=(place,))
         self.epoch = 1
         self.load = control_pb2.Load()
-        self.leader = Leader(shape=SHAPE, settings=SETTINGS[pool])
+        self.leader = Leader(shape=SHAPE, settings=SETTINGS[pool], groups=FULL)
         self.faults = faults
         self._random = random.Random(seed)
         self._inbox: deque[control_pb2.ToReplica] = deque()
@@ -72,21 +74,22 @@ class DistantReplica:
 
     def step(self) -> bool:
         """Runs a step and, of what it handed off, the writes; False where there is nothing to run."""
-        plan = self.leader.next_plan()
-        if plan is None:
+        plans = self.leader.next_plan()
+        if plans is None:
             return False
+        (plan,) = plans
         for join in plan.joins:
             self._handing_off.pop(join.slot, None)
             if join.HasField("target"):
                 self._handing_off[join.slot] = join.request_id
-        slots = [chunk.slot for chunk in plan.chunks if chunk.sample]
+        slots = [*column(plan.decode_slots).tolist(), *(prompt.slot for prompt in plan.prompts if prompt.sample)]
         result = step_pb2.StepResult(step_id=plan.step_id, slots=slots)
         result.token_ids.extend(self._random.randint(0, 9) for _ in slots)
         result.not_finite.extend(slot for slot in slots if self._happens())
         self.leader.handle_result(result)
-        for chunk in plan.chunks:
-            if chunk.slot in self._handing_off:
-                self._write(self._handing_off[chunk.slot])
+        for prompt in plan.prompts:
+            if prompt.slot in self._handing_off:
+                self._write(self._handing_off[prompt.slot])
         self._collect()
         return True
 
@@ -218,7 +221,7 @@ def test_whatever_crosses_on_the_way_every_generation_ends_once_and_nothing_is_h
 def test_a_refusal_that_crosses_an_abort_leaves_nothing_held() -> None:
     prefill, decode = DistantReplica("prefill", seed=0), DistantReplica("decode", seed=0)
     # The router would refuse it at once; the leader still has the last word.
-    decode.leader = Leader(shape=SHAPE, settings=EngineSettings(page_size=4, kv_tokens=8))
+    decode.leader = Leader(shape=SHAPE, settings=EngineSettings(page_size=4, kv_tokens=8), groups=FULL)
     dispatcher = Dispatcher(max_waiting=8)
     dispatcher.set_replicas([prefill, decode])
     dispatcher.open()
@@ -304,9 +307,9 @@ def test_target_pages_of_a_write_that_may_still_land_are_used_again_when_the_wri
     service = Service(("prefill", "decode"), seed=0)
     prefill, decode = service.replicas
     generation = handed_off(service)
-    plan = prefill.leader.next_plan()
-    assert plan is not None
-    result = step_pb2.StepResult(step_id=plan.step_id, slots=[0], token_ids=[7])
+    plans = prefill.leader.next_plan()
+    assert plans is not None
+    result = step_pb2.StepResult(step_id=plans[0].step_id, slots=[0], token_ids=[7])
     prefill.leader.handle_result(result)
     failed = step_pb2.WritesFailed(request_id=generation.request_id, reason="it broke off")
     prefill.leader.handle_writes_failed(failed)

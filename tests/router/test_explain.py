@@ -2,7 +2,7 @@
 
 import pytest
 
-from parallel.handoff import cache_layout, plan_lanes
+from parallel.handoff import plan_lanes
 from parallel.peers import source_peers, target_peers
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
@@ -40,7 +40,7 @@ def told(name: str, rank: int) -> str:
         "layers     2 to 3 of 4 (stage 1 of 2), and its part of the output",
         "heads      query 4 to 7 of 8, KV 2 to 3 of 4",
         "experts    2 to 3 of 8 in each layer",
-        "1024 pages of 16 tokens, 128 bytes a token",
+        "1024 pages of 16 tokens and a spare one, 128 bytes a token",
         "cut into 4 blocks of pages; each of 2 cp coordinates takes two",
         "groups     pp with rank 1, in one host",
         "attn_tp with rank 4, in one host: rows gathered and scattered",
@@ -56,8 +56,8 @@ def test_a_prefill_ranks_life_is_told(words: str) -> None:
     [
         "query 1 of 8, KV 0 of 4, which 2 tp ranks hold alike",
         "experts    0 to 1 of 8 in each layer, columns 10 to 19 of each one's width, in block 1 of 4",
-        "a decoding sequence's pages lie on all 2 cp coordinates",
-        "attn_cp with rank 1, across 2 hosts (h2, h3): queries out",
+        "a decoding sequence's pages lie on all 2 cp ranks; its next token is worked on by its home",
+        "attn_cp with rank 1, across 2 hosts (h2, h3): queries and their new KV out",
         "is written to by ranks 4, 6 of any of prefill/0 to prefill/1: layers 2 to 3, KV heads 0",
     ],
 )
@@ -100,7 +100,7 @@ def test_a_replica_or_rank_that_is_not_there_is_an_error_with_the_legal_ones() -
 
 
 def test_peers_of_both_sides_are_the_lanes_of_the_hand_off() -> None:
-    lanes = plan_lanes(*(cache_layout(MOE, shape=shape, page_size=16) for shape in (PREFILL, DECODE)))
+    lanes = plan_lanes(MOE, source=PREFILL, target=DECODE)
     pairs = {
         (PREFILL.attention_rank(pp_rank=lane.source_pp, dp=0, cp=cp, tp=lane.source_tp), target)
         for lane in lanes

@@ -39,17 +39,17 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
-        name="zigzag order",
+        name="a segment computed by another rank than its pages' owner",
         path="parallel/chunk.py",
-        before="new_page_owners=tuple(owners))",
-        after="new_page_owners=tuple(reversed(owners)))",
+        before="Segments(cp_rank=owner[begins],",
+        after="Segments(cp_rank=np.roll(owner[begins], 1),",
         pair="llama prefill=cp2 decode=1",
     ),
     Mutant(
-        name="zigzag block off by one in the segments alone",
+        name="a segment that begins a page late",
         path="parallel/chunk.py",
-        before="_extend(segments, Segment(coordinate=owner, start=start,",
-        after="_extend(segments, Segment(coordinate=(owner + (index == 1)) % cp, start=start,",
+        before="starts = (first_page + begins) * page_size",
+        after="starts = (first_page + begins + (begins > 0)) * page_size",
         pair="llama prefill=cp2 decode=1",
     ),
     Mutant(
@@ -90,22 +90,22 @@ MUTANTS = (
     Mutant(
         name="a copy of the hand-off",
         path="parallel/handoff.py",
-        before="num_tokens=num_tokens,",
-        after="num_tokens=max(num_tokens - 1, 1),",
+        before="num_tokens=np.diff(starts, append=end),",
+        after="num_tokens=np.maximum(np.diff(starts, append=end) - 1, 1),",
         pair="llama prefill=1 decode=1 pages=8.4",
     ),
     Mutant(
         name="a page's owner in decode",
-        path="worker/engine/chunk_planner.py",
-        before="return table[len(owners)].coordinate",
-        after="return (table[len(owners)].coordinate + 1) % self._cp",
+        path="worker/engine/group_pages.py",
+        before="cp_ranks=packed(holding.cp_ranks)",
+        after="cp_ranks=packed(holding.cp_ranks[:1] * len(holding.cp_ranks))",
         pair="llama prefill=1 decode=cp2",
     ),
     Mutant(
         name="keys seen of another coordinate",
-        path="attention/exchange_chunk.py",
-        before="before=segment.start // page_size)",
-        after="before=max(segment.start // page_size - 1, 0))",
+        path="attention/exchange_rows.py",
+        before="kv_len=(self.seen[:, cp_rank] - skipped) * self.page_size - tail,",
+        after="kv_len=np.maximum(self.seen[:, cp_rank] - skipped - (~is_owner), 0) * self.page_size - tail,",
         pair="llama unified=cp2 exchange=ring",
     ),
     Mutant(

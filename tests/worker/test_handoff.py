@@ -7,29 +7,33 @@ import queue
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
-from parallel.handoff import PagePlace, cache_layout
 from parallel.model_share import ModelShare
-from parallel.page_table import PageTable
+from parallel.page_columns import PageColumns
+from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ReplicaShape
+from parallel.storage_wire import storage_to_wire
 from parallel.wire import sizes_to_wire
 from proto import control_pb2, step_pb2
 from tests import tiny_models
-from worker.handoff.plan import HandoffSource, SourceMemory
+from worker.handoff.plan import HandoffSource
 from worker.handoff.sender import ComputedPart, HandoffSender
 from worker.handoff.transport.interface import WriteFailedError, WriteRuns
-from worker.step.rows import PlacedChunk, RankSequence, page_places
+from worker.step.sequences import HandedChunk, RankSequence, TablePart
 
 MODEL = tiny_models.describe(tiny_models.llama(num_hidden_layers=3))
 SHAPE = ReplicaShape(attention=AttentionSizes(), experts=None)
 PAGE, NUM_PAGES = 4, 6
+SHARE = ModelShare(description=MODEL, shape=SHAPE, coordinates=SHAPE.coordinates(0))
+STORAGE = SHARE.storage(EngineSettings(page_size=PAGE, kv_tokens=(NUM_PAGES - 1) * PAGE))
 
 
-def memory() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """KV of all layers: [layer, page, 2, head, position, head_dim]."""
-    return np.zeros((MODEL.num_layers, NUM_PAGES, 2, MODEL.num_kv_heads, PAGE, MODEL.head_dim), dtype=np.float32)
+def memory() -> npt.NDArray[np.uint8]:
+    """KV of all layers: [layer, page, bytes]."""
+    return np.zeros((MODEL.num_layers, NUM_PAGES, STORAGE.groups[0].page.page_bytes), dtype=np.uint8)
 
 
 class InProcessTransport:
@@ -79,12 +83,18 @@ class InProcessTransport:
         self.is_closed = True
 
 
+def pages(*numbers: int) -> TablePart:
+    """A table of pages of one cp rank."""
+    columns = PageColumns(cp_ranks=np.zeros(len(numbers), dtype=np.int32), pages=np.array(numbers, dtype=np.int32))
+    return TablePart(first_page=0, columns=columns)
+
+
 class Side:
     """A running thread with its source memory, and what it reported."""
 
     def __init__(self, *, write_timeout_s: float = 60) -> None:
         self.kv = memory()
-        self.kv[:] = np.random.default_rng(0).random(self.kv.shape)
+        self.kv[:] = np.random.default_rng(0).integers(1, 256, self.kv.shape)
         self.transport = InProcessTransport()
         self.reports: queue.Queue[step_pb2.FromMember] = queue.Queue()
         self.errors: list[BaseException] = []
@@ -92,32 +102,19 @@ class Side:
         self.num_answered = 0
         self.thread = HandoffSender(
             self.transport,
-            source=HandoffSource(
-                share=ModelShare(description=MODEL, shape=SHAPE, coordinates=SHAPE.coordinates(0)),
-                layout=cache_layout(MODEL, shape=SHAPE, page_size=PAGE),
-                memory=SourceMemory(
-                    base_address=self.kv.ctypes.data,
-                    layer_bytes=self.kv[0].nbytes,
-                    element_bytes=4,
-                    token_elements=MODEL.head_dim,
-                ),
-            ),
+            source=HandoffSource(share=SHARE, storage=STORAGE, base_address=self.kv.ctypes.data),
             write_timeout_s=write_timeout_s,
             device=torch.device("cpu"),
             report=self.reports.put,
             fail=self.errors.append,
         )
 
-    def meet(
-        self, target: np.ndarray[tuple[int, ...], np.dtype[np.float32]], *, epoch: int, waits: bool = True
-    ) -> None:
+    def meet(self, target: npt.NDArray[np.uint8], *, epoch: int, waits: bool = True) -> None:
         """Makes the decode replica with `target` as its memory known."""
         endpoint = control_pb2.Endpoint(
-            agent=f"epoch {epoch}".encode(), base_address=target.ctypes.data, layer_bytes=target[0].nbytes
+            agent=f"epoch {epoch}".encode(), base_address=target.ctypes.data, groups=storage_to_wire(STORAGE)
         )
-        connect = control_pb2.ConnectTarget(
-            sizes=sizes_to_wire(SHAPE), page_size=PAGE, endpoints=[endpoint.SerializeToString()]
-        )
+        connect = control_pb2.ConnectTarget(sizes=sizes_to_wire(SHAPE), endpoints=[endpoint.SerializeToString()])
         self.order(control_pb2.PeerOrder(replica="decode/0", epoch=epoch, connect_target=connect))
         if waits:
             self.assert_answered()
@@ -135,21 +132,15 @@ class Side:
 
     def send(self, request_id: int, *, epoch: int, layers: range) -> None:
         """Two pages of a sequence, 0 and 1 here, 3 and 2 there, in `layers`."""
-        pages = [control_pb2.Page(page=page) for page in (3, 2)]
         sequence = RankSequence(
-            slot=0,
             request_id=request_id,
             sampling=control_pb2.Sampling(),
-            target=control_pb2.Target(replica="decode/0", epoch=epoch, pages=pages),
-            target_places=page_places(pages),
-            table=PageTable(cp=1, places=[PagePlace(coordinate=0, page=page) for page in (0, 1)]),
+            home=0,
+            prompt_end=2 * PAGE,
+            target=control_pb2.Target(replica="decode/0", epoch=epoch),
+            target_pages=(pages(3, 2),),
         )
-        item = PlacedChunk(
-            sequence=sequence,
-            chunk=step_pb2.Chunk(cached_tokens=0, new_tokens=2 * PAGE),
-            segments=(),
-            handoff_start=0,
-        )
+        item = HandedChunk(sequence=sequence, start=0, end=2 * PAGE, own_tokens=2 * PAGE, sources=(pages(0, 1),))
         is_last = layers.stop == MODEL.num_layers
         self.thread.send(ComputedPart(item=item, layers=layers, is_last=is_last, wait=lambda: None))
 

@@ -28,7 +28,7 @@ class Memory:
 
     def __init__(self, value: int) -> None:
         self.bytes = np.full(SIZE, value, dtype=np.uint8)
-        self.region = MemoryRegion(address=self.bytes.ctypes.data, num_bytes=SIZE, layer_bytes=SIZE, device=None)
+        self.region = MemoryRegion(address=self.bytes.ctypes.data, num_bytes=SIZE, device=None)
 
 
 class Target:

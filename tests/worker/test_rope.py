@@ -49,7 +49,7 @@ def test_every_kind_computes_what_transformers_computes(kind: dict[str, Any], th
     config = LlamaConfig(**sizes, rope_parameters={**kind, "rope_theta": theta})
     compute = ROPE_INIT_FUNCTIONS.get(kind["rope_type"], LlamaRotaryEmbedding.compute_default_rope_parameters)
     frequencies, attention_factor = compute(config)
-    spec = describe(config.to_dict()).rope
+    spec = describe(config.to_dict()).attention[0].rope
     assert torch.equal(inverse_frequencies(spec), frequencies)
     assert spec.attention_factor == attention_factor
 
@@ -60,7 +60,7 @@ def test_gpt_oss_has_transformers_frequencies_with_a_ramp_that_ends_between_two(
     assert config.rope_parameters["truncate"] is False
     config.rope_parameters["original_max_position_embeddings"] = original
     frequencies, attention_factor = ROPE_INIT_FUNCTIONS["yarn"](config)
-    spec = describe_gpt_oss(config.to_dict()).rope
+    spec = describe_gpt_oss(config.to_dict()).attention[0].rope
     assert torch.equal(inverse_frequencies(spec), frequencies)
     assert (spec.attention_factor, spec.theta) == (attention_factor, 150000.0)
 
@@ -96,6 +96,6 @@ def test_part_of_a_head_is_rotated_as_transformers_does_and_the_rest_is_as_it_wa
 
 def test_cos_and_sin_carry_the_attention_factor() -> None:
     config = LlamaConfig(rope_parameters={**YARN, "rope_theta": 1e4, "attention_factor": 0.5})
-    spec = describe(config.to_dict()).rope
+    spec = describe(config.to_dict()).attention[0].rope
     cos, sin = RotaryEmbedding(spec, device=torch.device("cpu"))(torch.arange(9), dtype=torch.float32)
     assert torch.allclose(cos**2 + sin**2, torch.full((9, 1, 64), 0.25))

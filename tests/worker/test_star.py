@@ -21,6 +21,7 @@ class Forming:
 
     def __init__(self, *, world_size: int, timeout_s: float = 20, address: str = "127.0.0.1") -> None:
         self.store = HashStore()
+        self.told: dict[int, list[step_pb2.ToMember]] = {rank: [] for rank in range(world_size)}
         self.heard: list[step_pb2.FromMember] = []
         self.error: BaseException | None = None
         self._star: LeaderStar | None = None
@@ -31,10 +32,10 @@ class Forming:
                     store=self.store,
                     address=address,
                     join=JOIN,
-                    world_size=world_size,
+                    dp_ranks=[rank // 2 for rank in range(world_size)],
                     timeout_s=timeout_s,
                     deliver=self.heard.append,
-                    deliver_own=lambda message: None,
+                    deliver_own=self.told[0].append,
                 )
             except TimeoutError as error:
                 self.error = error
@@ -50,7 +51,7 @@ class Forming:
 
     def member(self, rank: int) -> MemberStar:
         join = step_pb2.Join(global_rank=rank, epoch=JOIN.epoch, secret=JOIN.secret)
-        return MemberStar(store=self.store, join=join, timeout_s=10, deliver=lambda message: None)
+        return MemberStar(store=self.store, join=join, timeout_s=10, deliver=self.told[rank].append)
 
     def star(self) -> LeaderStar | None:
         self._thread.join(timeout=15)
@@ -104,6 +105,20 @@ def test_a_rank_joins_once() -> None:
     assert forming.star() is not None
     first.send(step_pb2.FromMember(result=step_pb2.StepResult(step_id=4)))
     wait_until(lambda: bool(forming.heard))
+
+
+def test_each_rank_gets_the_plan_of_its_own_dp_coordinate_and_all_get_an_order() -> None:
+    forming = Forming(world_size=4)
+    members = [forming.member(rank) for rank in (1, 2, 3)]
+    star = forming.star()
+    assert star is not None
+    star.send_plans([step_pb2.StepPlan(step_id=5, leaves=[dp]) for dp in range(2)])
+    star.broadcast(step_pb2.ToMember(where=step_pb2.Where()))
+    wait_until(lambda: all(len(told) == 2 for told in forming.told.values()))
+    assert [told[0].plan.leaves[0] for told in forming.told.values()] == [0, 0, 1, 1]
+    assert all(told[0].plan.step_id == 5 and told[1].HasField("where") for told in forming.told.values())
+    for member in members:
+        member.close()
 
 
 def test_ranks_that_do_not_come_are_named() -> None:

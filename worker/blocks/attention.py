@@ -1,47 +1,63 @@
-"""An attention block: rows in, rows out; inside, this rank's own heads over the pages of all cp coordinates."""
+"""An attention block: rows in, rows out; inside, this rank's own heads over the pages of all cp ranks."""
+
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
-from attention.interface import AttentionBackend, AttentionSpec
+from attention.layer_memory import LayerMemory
 from moe.experts import Linear
 from parallel.collectives.communicator import Communicator
 from parallel.collectives.rows import gather_rows, reduce_scatter_rows
+from parallel.models.description import RopeSpec
 from worker.blocks.head_norm import QkNorm
 from worker.blocks.rope import rotate
 from worker.blocks.step_context import StepContext
 
 
-class AttentionBlock:
-    """Grouped-query attention with rotary embedding over one layer's memory kv `[N, 2, Hkv, P, D]`."""
+@dataclass(frozen=True, kw_only=True)
+class LayerHeads:
+    """One layer's attention on a rank: its heads, its rope, its cache group and its memory there.
 
-    def __init__(
-        self,
-        *,
-        qkv: Linear,
-        output: Linear,
-        qk_norm: QkNorm,
-        spec: AttentionSpec,
-        backend: AttentionBackend,
-        kv: torch.Tensor,
-        tp: Communicator,
-    ) -> None:
+    `sinks_H` [Hq], where there are any: a score of each head that takes its share of the weight and gives nothing.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope: RopeSpec
+    group: str
+    memory: LayerMemory
+    sinks_H: torch.Tensor | None = None
+
+
+class AttentionBlock:
+    """Grouped-query attention with rotary embedding."""
+
+    def __init__(self, *, qkv: Linear, output: Linear, qk_norm: QkNorm, heads: LayerHeads, tp: Communicator) -> None:
         self._qkv = qkv
         self._output = output
         self._qk_norm = qk_norm
-        self._spec = spec
-        self._backend = backend
-        self._kv = kv
+        self._heads = heads
         self._tp = tp
 
     def __call__(self, x_LH: torch.Tensor, context: StepContext) -> torch.Tensor:
-        """Collective over tp and cp: this rank's x [L, H] to the block's contribution [L, H]; T rows over all of tp."""
-        spec, num_rows = self._spec, context.num_rows
-        heads = self._qkv(gather_rows(self._tp, x_LH))[:num_rows]
-        heads = heads.view(-1, spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
-        qk, v = heads[:, : -spec.num_kv_heads], heads[:, -spec.num_kv_heads :]
-        qk = rotate(self._qk_norm(qk), context.cos, context.sin)
-        self._backend.write(self._kv, qk[:, spec.num_heads :], v, context.write)
-        attended = context.exchange.attend(qk[:, : spec.num_heads], self._kv).flatten(1)
-        padding = self._tp.size * x_LH.shape[0] - num_rows
-        return reduce_scatter_rows(self._tp, self._output(F.pad(attended, (0, 0, 0, padding))))
+        """Collective over tp and cp: this rank's x [L, H] to the block's contribution [L, H]; T = tp · L rows."""
+        own = self._heads
+        heads = self._qkv(gather_rows(self._tp, x_LH))
+        heads = heads.view(-1, own.num_heads + 2 * own.num_kv_heads, own.head_dim)
+        qk, v = heads[:, : -own.num_kv_heads], heads[:, -own.num_kv_heads :]
+        qk = rotate(self._qk_norm(qk), *context.rotations[own.rope])
+        attended, lse = context.exchanges[own.group].attend(
+            qk[:, : own.num_heads],
+            (qk[:, own.num_heads :], v),
+            own.memory,
+            with_lse=own.sinks_H is not None,
+        )
+        if own.sinks_H is not None and lse is not None:
+            attended = with_sinks(attended, lse, own.sinks_H)
+        return reduce_scatter_rows(self._tp, self._output(attended.flatten(1)))
+
+
+def with_sinks(attended_THD: torch.Tensor, lse_TH: torch.Tensor, sinks_H: torch.Tensor) -> torch.Tensor:
+    """Attention with one more score, `sinks_H`, in each head's softmax that has no value: once, after all is merged."""
+    return attended_THD * torch.sigmoid(lse_TH - sinks_H).to(attended_THD.dtype).unsqueeze(-1)

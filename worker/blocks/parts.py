@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from attention.interface import AttentionBackend, AttentionSpec
 from moe.experts import Linear, TorchExperts
 from moe.gate import Gate
 from parallel.collectives.groups import RankGroups
+from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
-from worker.blocks.attention import AttentionBlock
+from worker.blocks.attention import AttentionBlock, LayerHeads
 from worker.blocks.expert_share import ExpertShare
 from worker.blocks.experts import ExpertBlock
 from worker.blocks.feed_forward import FeedForwardBlock
@@ -30,16 +30,14 @@ class Parts:
         weights: Weights,
         groups: RankGroups,
         memory: KvMemory,
-        spec: AttentionSpec,
-        backend: AttentionBackend,
+        share: ModelShare,
         expert_share: ExpertShare | None,
     ) -> None:
         self.description = description
         self._weights = weights
         self._groups = groups
         self._memory = memory
-        self._spec = spec
-        self._backend = backend
+        self._share = share
         self._expert_share = expert_share
 
     def has(self, name: str) -> bool:
@@ -67,6 +65,8 @@ class Parts:
         self, prefix: str, *, layer: int, qkv_bias: bool = False, o_bias: bool = False, qk_norm: bool = False
     ) -> AttentionBlock:
         """The attention of layer `layer`: q_proj, k_proj, v_proj, o_proj of `prefix`, and what the flags add."""
+        has_sinks = self.description.attention[layer].has_sinks
+        heads = self._layer_heads(layer, sinks_H=self._weights.pop(f"{prefix}.sinks") if has_sinks else None)
         qkv = [f"{prefix}.{name}" for name in ("q_proj", "k_proj", "v_proj")]
         return AttentionBlock(
             qkv=self._linear(
@@ -75,10 +75,8 @@ class Parts:
             output=self._linear(
                 f"{prefix}.o_proj.weight", biases=self._held(f"{prefix}.o_proj.bias") if o_bias else []
             ),
-            qk_norm=self._qk_norm(prefix) if qk_norm else no_norm,
-            spec=self._spec,
-            backend=self._backend,
-            kv=self._memory.region[layer - self._memory.first_layer],
+            qk_norm=self._qk_norm(prefix, heads) if qk_norm else no_norm,
+            heads=heads,
             tp=self._groups["attn_tp"],
         )
 
@@ -148,12 +146,24 @@ class Parts:
             correction_E=self._weights.pop(f"{prefix}.e_score_correction_bias") if spec.has_correction else None,
         )
 
-    def _qk_norm(self, prefix: str) -> HeadNorm:
+    def _layer_heads(self, layer: int, *, sinks_H: torch.Tensor | None) -> LayerHeads:
+        attention, group = self.description.attention[layer], self.description.group_of(layer)
+        return LayerHeads(
+            num_heads=self._share.num_heads(layer),
+            num_kv_heads=self._share.kv_heads(group).padded,
+            head_dim=group.key.width,
+            rope=attention.rope,
+            group=group.name,
+            memory=self._memory.layer(layer, group=group, scale=attention.scale),
+            sinks_H=sinks_H,
+        )
+
+    def _qk_norm(self, prefix: str, heads: LayerHeads) -> HeadNorm:
         return HeadNorm(
             query_D=self._weights.pop(f"{prefix}.q_norm.weight"),
             key_D=self._weights.pop(f"{prefix}.k_norm.weight"),
-            num_heads=self._spec.num_heads,
-            num_kv_heads=self._spec.num_kv_heads,
+            num_heads=heads.num_heads,
+            num_kv_heads=heads.num_kv_heads,
             eps=self.description.norm_eps,
         )
 
@@ -171,17 +181,3 @@ def _pairs_apart(tensor: torch.Tensor) -> torch.Tensor:
     """[2 · n, ...] whose rows are of gate and up in turn, to those of gate and then those of up."""
     pairs: torch.Tensor = tensor.unflatten(0, (-1, 2))
     return pairs.transpose(0, 1).flatten(0, 1)
-
-
-def attention_spec(description: ModelDescription, *, memory: KvMemory, num_heads: int, page_size: int) -> AttentionSpec:
-    """The attention of one rank with `num_heads` query heads."""
-    region: torch.Tensor = memory.region
-    return AttentionSpec(
-        num_heads=num_heads,
-        num_kv_heads=memory.num_kv_heads,
-        head_dim=description.head_dim,
-        page_size=page_size,
-        scale=description.head_dim**-0.5,
-        dtype=region.dtype,
-        device=region.device,
-    )

@@ -1,7 +1,7 @@
 """Rotary position embedding in the half-split form of the Llama family (RoFormer, arXiv 2104.09864)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -19,6 +19,19 @@ class RotaryEmbedding:
         """cos and sin [T, 1, rotary_dim / 2] of explicit positions, which zigzag rows need."""
         angles = positions_T.float()[:, None, None] * self._frequencies
         return (angles.cos() * self._attention_factor).to(dtype), (angles.sin() * self._attention_factor).to(dtype)
+
+
+class RotaryTables:
+    """The rotary embeddings of a stage's layers, each worked out once a step."""
+
+    def __init__(self, ropes: Iterable[RopeSpec], *, device: torch.device) -> None:
+        self._ropes = {spec: RotaryEmbedding(spec, device=device) for spec in ropes}
+
+    def __call__(
+        self, positions_T: torch.Tensor, *, dtype: torch.dtype
+    ) -> dict[RopeSpec, tuple[torch.Tensor, torch.Tensor]]:
+        """cos and sin of each."""
+        return {spec: rope(positions_T, dtype=dtype) for spec, rope in self._ropes.items()}
 
 
 def inverse_frequencies(rope: RopeSpec) -> torch.Tensor:

@@ -1,23 +1,23 @@
 """What the blocks of all layers share during one step."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from attention.exchange import Exchange
-from attention.interface import KvWrite
+from parallel.models.description import RopeSpec
+
+#: cos and sin [T, 1, rotated elements / 2].
+Rotation = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
-    """The T rows of a coordinate: cos and sin [T, 1, rotary_dim / 2] of their positions, where their KV goes, and how
-    they attend. `padded_rows` is what expert blocks pad to.
+    """The T rows of a coordinate: how their positions rotate, by rope, and how they attend, by cache group.
+    `padded_rows` is what expert blocks pad to.
     """
 
-    num_rows: int
-
-    cos: torch.Tensor
-    sin: torch.Tensor
-    write: KvWrite
-    exchange: Exchange
+    rotations: Mapping[RopeSpec, Rotation]
+    exchanges: Mapping[str, Exchange]
     padded_rows: int

@@ -6,7 +6,6 @@ What comes in is `running.py`'s from then on.
 from collections import deque
 from collections.abc import Sequence as Items
 
-from parallel.admission import pages_needed
 from proto import control_pb2
 from worker.engine.dp_state import DpState
 from worker.engine.outbox import Outbox
@@ -27,7 +26,7 @@ class Admission:
         self._revision = revision
         self._outbox = outbox
         self._waiting: deque[Sequence] = deque()
-        self._reservations = Reservations(dp_states, cp=bounds.cp)
+        self._reservations = Reservations(dp_states, page_size=bounds.settings.page_size)
 
     @property
     def num_waiting(self) -> int:
@@ -41,9 +40,9 @@ class Admission:
 
     def submit(self, message: control_pb2.Submit) -> None:
         """Queues a prompt, or refuses it."""
-        if not self._is_sound([*message.prompt_ids, *message.output_ids], message):
-            return
         sequence = from_submit(message)
+        if not self._is_sound(sequence.tokens, message):
+            return
         if self._settings.prefix_cache:
             sequence.page_keys = PageKeys(page_size=self._settings.page_size, salt=self._revision)
             sequence.page_keys.extend(sequence.tokens, end=len(sequence.tokens))
@@ -55,18 +54,16 @@ class Admission:
         """Queues a reservation, or refuses it."""
         prompt_tokens, new_tokens = message.prompt_tokens, message.max_new_tokens
         if self._may_fit(message.request_id, prompt_tokens=prompt_tokens, max_new_tokens=new_tokens):
-            pages = -(-(prompt_tokens + new_tokens) // self._settings.page_size)
-            self._reservations.add(message.request_id, num_pages=pages)
+            self._reservations.add(message)
 
     def start(self, message: control_pb2.Start) -> list[Sequence]:
         """The sequence of a reservation, which runs from now on; none where it is refused, the reservation with it."""
         if not self._is_sound(message.output_ids, message):
             self._reservations.release(message.request_id)
             return []
-        reservation = self._reservations.take(message.request_id)
-        assert reservation.dp is not None
+        granted = self._reservations.take(message.request_id)
         sequence = from_start(message)
-        self._dp_states[reservation.dp].start(sequence, slot=reservation.slot, num_pages=reservation.num_pages)
+        self._dp_states[granted.dp].start(sequence, slot=granted.slot, home=granted.home)
         return [sequence]
 
     def abort(self, request_id: int) -> bool:
@@ -106,11 +103,8 @@ class Admission:
         with_slot = [state for state in self._dp_states if state.has_slot]
         # Without its cached pages too: those lie as they lie, and beside them it may not fit where it would alone.
         found = [(cached, state) for state in with_slot for cached in (self._cached(state, sequence), [])]
-        fitting = [
-            (cached, state)
-            for cached, state in found
-            if state.pages.fits(self._pages_promised(sequence, cached), cached=cached)
-        ]
+        num_pages = self._num_pages(sequence)
+        fitting = [(cached, state) for cached, state in found if state.pages.fits(num_pages, cached=cached)]
         if not fitting:
             return False
         size = self._settings.page_size
@@ -118,7 +112,7 @@ class Admission:
             fitting,
             key=lambda item: (item[1].tokens_ahead - len(item[0]) * size, -item[1].pages.num_free, item[1].dp),
         )
-        state.admit(sequence, pages=self._pages_promised(sequence, cached), cached=cached)
+        state.admit(sequence, num_pages=num_pages, cached=cached)
         if sequence.handoff:
             self._outbox.tell_want_target(sequence.request_id)
         else:
@@ -133,11 +127,10 @@ class Admission:
         digests = sequence.page_keys.digests[:most] if sequence.page_keys else []
         return digests[: state.pages.num_cached(digests)]
 
-    def _pages_promised(self, sequence: Sequence, cached: list[bytes]) -> int:
-        """New pages a cp rank must be able to hold: of the prompt where it is handed off, of all tokens else."""
+    def _num_pages(self, sequence: Sequence) -> int:
+        """Pages of all of its positions: of the prompt where it is handed off, of all tokens else."""
         tokens = len(sequence.tokens) + (0 if sequence.handoff else sequence.max_new_tokens)
-        tokens -= len(cached) * self._settings.page_size
-        return pages_needed(tokens, page_size=self._settings.page_size, cp=self._bounds.cp)
+        return -(-tokens // self._settings.page_size)
 
     def _is_sound(self, token_ids: Items[int], message: control_pb2.Submit | control_pb2.Start) -> bool:
         return not self._refuse(message.request_id, self._bounds.fault(token_ids, message))

@@ -3,18 +3,27 @@
 What the coordinate holds is `dp_state.py`'s; who is in which step that was sent out, `steps.py`'s.
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-from parallel.chunk import choose_offset, cut_chunk
-from parallel.handoff import PageOwners
+from parallel.chunk import cut_segments
+from parallel.page_columns import packed
 from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
 from proto import step_pb2
 from worker.engine.dp_state import DpState
 from worker.engine.sequence import Sequence
 
-#: Steps in flight that one decoding sequence may be in.
-_MAX_STEPS_OF_ONE = 2
+
+@dataclass(kw_only=True)
+class DpStep:
+    """What one dp coordinate does in a step. `rows` is counted by cp rank; `reached` says of sequences up to which
+    position all is computed when the step has finished, where a window may move on by that.
+    """
+
+    rows: list[int]
+    plan: step_pb2.StepPlan = field(default_factory=step_pb2.StepPlan)
+    sequences: list[Sequence] = field(default_factory=list)
+    reached: list[tuple[Sequence, int]] = field(default_factory=list)
 
 
 class ChunkPlanner:
@@ -23,99 +32,132 @@ class ChunkPlanner:
     def __init__(self, state: DpState, *, shape: ReplicaShape, settings: EngineSettings) -> None:
         self._state = state
         self._pages = state.pages
-        self._pp = shape.pp
+        self._windows = state.pages.windows
         self._cp = shape.attention.cp
         self._num_writers = shape.ranks_per_sequence
-        self._settings = settings
-        self._turn = 0
+        self._page_size = settings.page_size
+        self._budget = settings.max_batch_tokens
 
-    def plan_chunks(self) -> Iterator[tuple[Sequence, step_pb2.Chunk]]:
+    def plan_step(self) -> DpStep:
         """The chunks of the next step, with their pages taken and the sequences' counts moved on."""
-        budget = self._settings.max_batch_tokens
-        self._turn += 1
-        for sequence in self._next_to_decode()[:budget]:
-            budget -= 1
-            sequence.last_turn = self._turn
-            yield sequence, self._plan_chunk(sequence, new_tokens=1)
-        for sequence in self._state.running.values():
+        step = DpStep(rows=[0] * self._cp)
+        self._plan_decode(step)
+        budget = self._budget - len(step.sequences)
+        for sequence in list(self._state.prompts.values()):
             new_tokens = self._prompt_tokens(sequence, budget=budget)
             if new_tokens:
                 budget -= new_tokens
-                yield sequence, self._plan_chunk(sequence, new_tokens=new_tokens)
+                self._plan_prompt(step, sequence, end=sequence.planned_tokens + new_tokens)
+        return step
 
-    def _next_to_decode(self) -> list[Sequence]:
-        """The decoding sequences of the next step: every pp-th part of them in turn, so that all stages have work.
+    def complete(self, step: DpStep, *, step_id: int, padded_rows: int) -> step_pb2.StepPlan:
+        """The message of a step that goes out."""
+        plan = step.plan
+        plan.step_id, plan.padded_rows = step_id, padded_rows
+        plan.leaves.extend(self._state.take_leaves())
+        plan.new_pages.extend(self._pages.take_new_pages())
+        return plan
 
-        A sequence is in one running step at most, and may be in one planned ahead.
+    # ---- decode ----
+
+    def _plan_decode(self, step: DpStep) -> None:
+        """One token of each sequence whose turn it is. This is the loop of a large batch: most tokens are a count."""
+        slots: list[int] = []
+        for home, sequences in enumerate(self._state.turns.next_turn(budget=self._budget)):
+            others = len(slots)
+            for sequence in sequences:
+                position = sequence.planned_tokens
+                if position >= sequence.plain_until and not self._prepare_token(step, sequence, position):
+                    continue
+                sequence.planned_tokens = position + 1
+                sequence.in_flight += 1
+                slots.append(sequence.slot)
+                step.sequences.append(sequence)
+            step.rows[home] = len(slots) - others
+        step.plan.decode_slots = packed(slots)
+        self._state.tokens_ahead -= len(slots)
+
+    def _prepare_token(self, step: DpStep, sequence: Sequence, position: int) -> bool:
+        """All that the token at `position` needs besides counting; False where a page that it needs is held by other
+        steps: it waits.
         """
-        decoding = [sequence for sequence in self._state.running.values() if sequence.can_decode]
-        ready = [sequence for sequence in decoding if sequence.in_flight < _MAX_STEPS_OF_ONE]
-        ready.sort(key=lambda sequence: (sequence.in_flight, sequence.last_turn))
-        return ready[: -(-len(decoding) // self._pp)]
+        request_id, home = sequence.request_id, sequence.home
+        place, offset = divmod(position, self._page_size)
+        if offset == 0 and not self._pages.has_page(request_id, home=home):
+            return False
+        if not sequence.joined:
+            step.plan.joins.append(self._state.join(sequence))
+        if offset == 0:
+            self._pages.begin_page(request_id, slot=sequence.slot, place=place, home=home)
+        end = position + 1
+        if any((end + 1 - window) % self._page_size == 0 for window in self._windows):
+            step.reached.append((sequence, end))
+        if sequence.is_probed:
+            self._probe(step, sequence, end=end)
+        if end == sequence.compute_end:
+            self._state.turns.discard(sequence)
+        sequence.plain_until = end if sequence.is_probed else self._next_event(sequence, end)
+        return True
+
+    def _next_event(self, sequence: Sequence, position: int) -> int:
+        """The first position from `position` on that begins a page, lets a window leave one, or is the last."""
+        size = self._page_size
+        window_steps = [position + (window - 2 - position) % size for window in self._windows]
+        return min(position + -position % size, sequence.compute_end - 1, *window_steps)
+
+    # ---- prompts ----
 
     def _prompt_tokens(self, sequence: Sequence, *, budget: int) -> int:
-        """How many tokens of its prompt come next: all that are left, or as many as end a page inside the budget."""
-        if not sequence.is_prefilling or (sequence.handoff and sequence.target is None):
+        """How many tokens of its prompt come next: all that are left, or as many as end a page inside the budget and
+        find pages in groups with a window.
+        """
+        if budget < 1 or (sequence.handoff and sequence.target is None):
             return 0
-        left = sequence.prefill_end - sequence.planned_tokens
+        start, size = sequence.planned_tokens, self._page_size
+        most = self._pages.most_to_begin(sequence.request_id)
+        if most is not None:
+            budget = min(budget, (-(-start // size) + most) * size - start)
+        left = sequence.prefill_end - start
         if left <= budget:
             return left
-        size = self._settings.page_size
-        whole_pages = (sequence.planned_tokens + budget) // size * size - sequence.planned_tokens
+        whole_pages = (start + budget) // size * size - start
         return whole_pages if whole_pages > 0 else budget
 
-    def _plan_chunk(self, sequence: Sequence, *, new_tokens: int) -> step_pb2.Chunk:
-        size, cached = self._settings.page_size, sequence.planned_tokens
-        table = self._pages.table(sequence.request_id)
-        needed = -(-(cached + new_tokens) // size)
-        owners = PageOwners(table, count=-(-cached // size))
-        offset = self._offset(sequence, owners, pages=needed - len(owners))
-        chunk = step_pb2.Chunk(slot=sequence.slot, cached_tokens=cached, new_tokens=new_tokens, offset=offset)
-        if len(table) < needed:
-            cut = cut_chunk(
-                cached_tokens=cached,
-                new_tokens=new_tokens,
-                page_size=size,
-                cp=self._cp,
-                offset=offset,
-                page_owners=owners,
-            )
-            chunk.new_pages.extend(
-                self._pages.take(sequence.request_id, cp_rank=owner).page for owner in cut.new_page_owners
-            )
-        if sequence.is_prefilling:
-            chunk.token_ids.extend(sequence.tokens[cached : cached + new_tokens])
-            # Steps run in order, so who reads these pages finds them written.
-            self._state.publish(sequence, start=cached, end=cached + new_tokens)
-        self._advance(sequence, chunk)
-        return chunk
-
-    def _offset(self, sequence: Sequence, owners: PageOwners, *, pages: int) -> int:
-        """The zigzag's offset: where the chunk's pages are to be, or, for one reserved before, where it is."""
-        if self._cp == 1 or pages == 0:
-            return 0
-        table = self._pages.table(sequence.request_id)
-        if len(table) > len(owners):
-            assert pages == 1, "only decode finds pages reserved, and begins one at a time"
-            return table[len(owners)].coordinate
-        # Pages of the prefix cache lie as they lie: what is new is spread evenly for itself, as was promised.
-        own = owners[sequence.num_joined_pages :]
-        held = [own.count(index) for index in range(self._cp)]
-        return choose_offset(pages=pages, cp=self._cp, held=held, load=self._pages.load())
-
-    def _advance(self, sequence: Sequence, chunk: step_pb2.Chunk) -> None:
-        sequence.planned_tokens += chunk.new_tokens
+    def _plan_prompt(self, step: DpStep, sequence: Sequence, *, end: int) -> None:
+        start = sequence.planned_tokens
+        if not sequence.joined:
+            step.plan.joins.append(self._state.join(sequence))
+        owners = self._pages.begin_chunk(sequence.request_id, slot=sequence.slot, start=start, end=end)
+        segments = cut_segments(start=start, end=end, page_size=self._page_size, owners=owners)
+        for cp_rank, rows in enumerate(segments.rows_by_rank(self._cp).tolist()):
+            step.rows[cp_rank] += rows
+        is_last = end == sequence.prefill_end
+        step.plan.prompts.add(slot=sequence.slot, token_ids=packed(sequence.tokens[start:end]), sample=is_last)
+        step.sequences.append(sequence)
+        if self._windows:
+            step.reached.append((sequence, end))
+        # Steps run in order, so who reads these pages finds them written.
+        self._state.publish(sequence, start=start, end=end)
+        sequence.planned_tokens = end
         sequence.in_flight += 1
+        self._state.tokens_ahead -= end - start
         if sequence.handoff:
             sequence.writes.num_pending += self._num_writers
-            # Its last chunk gives back what was promised and not taken.
-            self._state.has_freed = True
-        if sequence.planned_tokens < sequence.prefill_end:
-            return
-        chunk.sample = True
-        chunk.logits = sequence.wants_logits
-        if sequence.num_planned_draws < len(sequence.forced_ids):
-            chunk.forced_id = sequence.forced_ids[sequence.num_planned_draws]
-        sequence.num_planned_draws += 1
-        if sequence.handoff:
-            self._pages.settle(sequence.request_id)
+        if is_last:
+            self._end_prompt(step, sequence)
+
+    def _end_prompt(self, step: DpStep, sequence: Sequence) -> None:
+        """The last chunk of a prompt is planned: it draws a token, and gives back what was promised and not taken."""
+        if sequence.is_probed:
+            self._probe(step, sequence, end=sequence.prefill_end)
+        del self._state.prompts[sequence.request_id]
+        self._pages.settle(sequence.request_id, home=None if sequence.handoff else sequence.home)
+        self._state.has_freed = True
+        if sequence.tokens_ahead:
+            self._state.decode(sequence)
+
+    def _probe(self, step: DpStep, sequence: Sequence, *, end: int) -> None:
+        """What is asked of the token that is drawn from the position before `end`."""
+        number = end - sequence.num_given
+        forced_id = sequence.forced_ids[number] if number < len(sequence.forced_ids) else None
+        step.plan.probes.add(slot=sequence.slot, forced_id=forced_id, logits=sequence.wants_logits)

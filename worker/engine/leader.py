@@ -5,16 +5,19 @@ It does no input or output, so the same leader runs over real ranks and over moc
 `running.py` what becomes of a sequence, `outbox.py` keeps what the router is to be told.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
 
 from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
+from parallel.storage import CacheGroup
 from proto import control_pb2, step_pb2
 from worker.engine.admission import Admission
 from worker.engine.chunk_planner import ChunkPlanner
 from worker.engine.dp_state import DpState
+from worker.engine.holding import Holding
 from worker.engine.outbox import Outbox
-from worker.engine.pages import PageAllocator
+from worker.engine.page_allocator import PageAllocator
 from worker.engine.peer_orders import PeerOrders
 from worker.engine.request_bounds import RequestBounds
 from worker.engine.running import RunningSequences
@@ -30,21 +33,22 @@ class Leader:
         *,
         shape: ReplicaShape,
         settings: EngineSettings,
+        groups: Items[CacheGroup],
         vocab_size: int | None = None,
         revision: bytes = b"",
     ) -> None:
-        """`vocab_size` bounds what ranks can embed, None where any id will do. `revision` is the model's, for the keys
-        of the prefix cache.
+        """`groups` are the model's cache groups. `vocab_size` bounds what ranks can embed, None where any id will do.
+        `revision` is the model's, for the keys of the prefix cache.
         """
-        cp = shape.attention.cp
-        self._shape = shape
-        self._settings = settings
+        self._tp = shape.attention.tp
         self._outbox = Outbox()
-        self._dp_states = [DpState(dp=dp, cp=cp, settings=settings) for dp in range(shape.attention.dp)]
+        self._dp_states = [
+            DpState(dp=dp, shape=shape, settings=settings, groups=groups) for dp in range(shape.attention.dp)
+        ]
         self._planners = [ChunkPlanner(state, shape=shape, settings=settings) for state in self._dp_states]
-        bounds = RequestBounds(settings=settings, cp=cp, vocab_size=vocab_size)
+        bounds = RequestBounds(settings=settings, cp=shape.attention.cp, groups=groups, vocab_size=vocab_size)
         self._admission = Admission(self._dp_states, bounds=bounds, revision=revision, outbox=self._outbox)
-        self._running = RunningSequences(self._dp_states, outbox=self._outbox)
+        self._running = RunningSequences(self._dp_states, dp_ranks=shape.dp_ranks, outbox=self._outbox)
         # pp running and one planned ahead
         self._steps = StepsInFlight(world_size=shape.world_size, most=shape.pp + 1)
         self._peer_orders = PeerOrders(world_size=shape.world_size)
@@ -109,16 +113,17 @@ class Leader:
         """The id of the oldest step in flight and the ranks that have not answered it."""
         return self._steps.oldest
 
-    def next_plan(self) -> step_pb2.StepPlan | None:
-        """Plans the next step; None where no sequence has anything to do."""
-        chunks = [pair for planner in self._planners for pair in planner.plan_chunks()]
-        if not chunks:
+    def next_plan(self) -> list[step_pb2.StepPlan] | None:
+        """Plans the next step: what each dp coordinate is told of it; None where no sequence has anything to do."""
+        steps = [planner.plan_step() for planner in self._planners]
+        if not any(step.sequences for step in steps):
             return None
-        return self._steps.send(
-            chunks,
-            joins=list(self._joins(sequence for sequence, _ in chunks)),
-            leaves=[slot for state in self._dp_states for slot in state.take_leaves()],
-        )
+        step_id = self._steps.send(steps)
+        padded_rows = -(-max(max(step.rows) for step in steps) // self._tp)
+        return [
+            planner.complete(step, step_id=step_id, padded_rows=padded_rows)
+            for planner, step in zip(self._planners, steps, strict=True)
+        ]
 
     def take_events(self) -> list[control_pb2.Event]:
         """What the router has to know since the last call: tokens first, then what they led to."""
@@ -127,13 +132,11 @@ class Leader:
     def check_integrity(self) -> None:
         """AssertionError unless every page is free or owned once and, when idle, all are free."""
         for state in self._dp_states:
-            state.pages.check_integrity()
-            if self.is_idle:  # the cache gives up whatever it has
-                expected = self._settings.num_pages * self._shape.attention.cp
-                assert state.pages.num_free == expected, "an idle replica holds pages"
+            state.pages.check_integrity(is_idle=self.is_idle)
+            assert not self.is_idle or not (state.tokens_ahead or any(state.homes.counts)), "an idle replica has work"
 
     def allocators(self) -> Iterator[PageAllocator]:
-        """The page allocators of all dp and cp ranks, for tests and reports."""
+        """The page allocators of all dp coordinates, groups and cp ranks, for tests and reports."""
         for state in self._dp_states:
             yield from state.pages.allocators
 
@@ -141,11 +144,9 @@ class Leader:
         """The admitted sequences, for tests and reports."""
         yield from self._running
 
-    def _joins(self, sequences: Iterable[Sequence]) -> Iterator[step_pb2.SequenceJoin]:
-        """Of the sequences of a step, those that ranks do not know yet."""
-        for sequence in sequences:
-            if not sequence.joined:
-                yield self._dp_states[sequence.dp].join(sequence)
+    def pages_of(self, sequence: Sequence) -> list[Holding]:
+        """What an admitted sequence holds in each cache group, for tests and reports."""
+        return self._dp_states[sequence.dp].pages.holdings(sequence.request_id)
 
     def _load(self) -> control_pb2.Load:
         load = control_pb2.Load(

@@ -1,217 +1,198 @@
-"""Who owns which page of KV memory. One `PageAllocator` a cp rank; `DpPages` adds promises over cp.
+"""The pages of one dp coordinate: those of each cache group, and what is alike in all of them.
 
-A promise is what admission grants before the pages have numbers: a prompt is admitted only when every cp rank can
-hold the most that the prompt may come to hold there, and what is over returns when its chunks have settled.
+All groups have the same page size, and the pages that a prompt's chunk begins have the same owners in all of them.
+Where a decoding sequence's next page lies is each group's own matter: with a window on the sequence's home, which then
+holds all that is seen; else where the sequence and the pool have fewest.
 """
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Sequence
 
-from parallel.handoff import PagePlace
-from worker.engine.prefix_cache import PrefixCache
+import numpy as np
 
-
-class PageAllocator:
-    """The pages 0..num_pages-1 of one cp rank: each is free, has exactly one owner, or is the prefix cache's."""
-
-    def __init__(self, num_pages: int) -> None:
-        self._num_pages = num_pages
-        self._free = list(range(num_pages - 1, -1, -1))
-        self._owners: dict[int, int] = {}
-        self._cached: set[int] = set()
-
-    @property
-    def num_pages(self) -> int:
-        """All pages, free or not."""
-        return self._num_pages
-
-    @property
-    def num_free(self) -> int:
-        """Pages without an owner."""
-        return len(self._free)
-
-    def take(self, owner: int) -> int:
-        """Gives `owner` a page and returns its number; ValueError where none is free."""
-        if not self._free:
-            raise ValueError(f"no page is free for {owner:016x}: all {self._num_pages} have owners")
-        page = self._free.pop()
-        self._owners[page] = owner
-        return page
-
-    def hand_over(self, owner: int, page: int) -> None:
-        """`owner` gives a page to the prefix cache; ValueError where it does not belong to `owner`."""
-        self._disown(owner, page)
-        self._cached.add(page)
-
-    def evict(self, page: int) -> None:
-        """Frees a page of the prefix cache."""
-        self._cached.remove(page)
-        self._free.append(page)
-
-    def give_back(self, owner: int, pages: Iterable[int]) -> None:
-        """Frees `pages`; ValueError where one does not belong to `owner`."""
-        for page in pages:
-            self._disown(owner, page)
-            self._free.append(page)
-
-    def check_integrity(self, tables: Iterable[tuple[int, Sequence[int]]], *, cached: Iterable[int] = ()) -> None:
-        """Proves that free, owned and cached pages are a partition and that `tables` of (owner, pages) hold all owned.
-
-        Raises AssertionError with the pages at fault: a leak, a page with two owners or one that was lost.
-        """
-        held: dict[int, int] = {}
-        for owner, pages in tables:
-            for page in pages:
-                assert page not in held, f"page {page} is in the tables of {held[page]:016x} and {owner:016x}"
-                held[page] = owner
-        assert held == self._owners, f"tables and owners differ at {sorted(held.items() ^ self._owners.items())}"
-        assert set(cached) == self._cached, "the cache's pages are not those that were handed over"
-        everything = sorted([*self._free, *self._owners, *self._cached])
-        assert everything == list(range(self._num_pages)), "free, owned and cached pages are no partition of all pages"
-
-    def _disown(self, owner: int, page: int) -> None:
-        if self._owners.get(page) != owner:
-            raise ValueError(f"page {page} is not owned by {owner:016x} but by {self._owners.get(page)}")
-        del self._owners[page]
+from parallel.chunk import Ints, choose_offset, new_page_owners
+from parallel.page_columns import packed
+from parallel.settings import EngineSettings
+from parallel.storage import CacheGroup
+from proto import control_pb2, step_pb2
+from worker.engine.group_pages import GroupPages
+from worker.engine.holding import Column, Holding
+from worker.engine.page_allocator import PageAllocator
 
 
 class DpPages:
-    """The pages of one dp coordinate: an allocator for each cp rank, tables and promises by request."""
+    """By request, over all groups: promises, tables and the pages that the next step begins."""
 
-    def __init__(self, *, cp: int, num_pages: int) -> None:
-        self._allocators = [PageAllocator(num_pages) for _ in range(cp)]
-        self._cache = PrefixCache(cp=cp)
-        self._tables: dict[int, list[PagePlace]] = {}
-        self._shared: dict[int, dict[int, bytes]] = {}  # of a table's pages by index, those that the cache has
-        self._promised: dict[int, list[int]] = {}
-        self._promised_total = [0] * cp
+    def __init__(self, groups: Sequence[CacheGroup], *, cp: int, pp: int, settings: EngineSettings) -> None:
+        self.groups = [GroupPages(group, cp=cp, pp=pp, settings=settings) for group in groups]
+        self._cp = cp
+        self._page_size = settings.page_size
+        self._full = [group for group in self.groups if not group.window]
+        self._windows = [group for group in self.groups if group.window]
+        #: Whose pages say where those of a chunk go.
+        self._leading = (self._full or self.groups)[0]
+        self._new_pages = [_NewPages() for _ in self.groups]
 
     @property
-    def allocators(self) -> Sequence[PageAllocator]:
-        """One for each cp rank."""
-        return self._allocators
+    def allocators(self) -> list[PageAllocator]:
+        """One for each cp rank of each group."""
+        return [allocator for group in self.groups for allocator in group.allocators]
+
+    @property
+    def windows(self) -> list[int]:
+        """The windows of those groups that have one."""
+        return [group.window for group in self._windows]
 
     @property
     def num_free(self) -> int:
-        """Pages over all cp ranks that are neither owned nor promised; those that the cache would give up count."""
-        return sum(self.available())
+        """Pages over all cp ranks that are neither owned nor promised; those that the cache would give up count. Of the
+        groups that see everything, for there a sequence's length is bounded; where none does, of the first.
+        """
+        return sum(sum(group.available()) for group in self._full or self.groups[:1])
 
-    def available(self) -> list[int]:
-        """For each cp rank, the pages that may still be promised."""
-        parts = zip(self._allocators, self._cache.num_idle(), self._promised_total, strict=True)
-        return [allocator.num_free + idle - promised for allocator, idle, promised in parts]
-
-    def load(self) -> list[int]:
-        """For each cp rank, the pages that are owned or promised."""
-        return [a.num_pages - free for a, free in zip(self._allocators, self.available(), strict=True)]
+    # ---- promises ----
 
     def num_cached(self, digests: Sequence[bytes]) -> int:
-        """How many pages of a prefix, from its first on, the cache has."""
-        return len(self._cache.match(digests))
+        """How many pages of a prefix are cached: the most of which groups that see everything have all, and groups with
+        a window those that are seen behind it.
+        """
+        count = min((group.num_cached(digests) for group in self._full), default=len(digests))
+        while count:
+            gap = max((group.last_gap(digests[:count]) for group in self._windows), default=-1)
+            if gap < 0:
+                break
+            count = gap
+        return count
 
-    def fits(self, pages: int, *, cached: Sequence[bytes] = ()) -> bool:
-        """Whether every cp rank can promise `pages` now, beside the pages `cached` that the cache has."""
-        taken = self._cache.idle_among(cached)
-        return min(free - used for free, used in zip(self.available(), taken, strict=True)) >= pages
+    def fits(self, num_pages: int, *, cached: Sequence[bytes] = ()) -> bool:
+        """Whether a sequence of `num_pages` pages may come in now, of which the first `cached` are found."""
+        return all(group.fits(num_pages, cached=cached) for group in self.groups)
 
-    def promise(self, request_id: int, pages: int, *, cached: Sequence[bytes] = ()) -> None:
-        """Sets `pages` on every cp rank aside for `request_id`, whose table begins with the cache's `cached`."""
-        if not self.fits(pages, cached=cached):
-            raise ValueError(f"cannot promise {pages} pages a cp rank: {self.available()} are available")
-        self._promised[request_id] = [pages] * len(self._allocators)
-        self._promised_total = [total + pages for total in self._promised_total]
-        self._tables[request_id] = [self._cache.acquire(digest) for digest in cached]
-        self._shared[request_id] = dict(enumerate(cached))
+    def promise(self, request_id: int, num_pages: int, *, cached: Sequence[bytes] = ()) -> None:
+        """Lets a sequence of `num_pages` pages in, whose tables begin with the cache's `cached`."""
+        for group in self.groups:
+            group.promise(request_id, num_pages, cached=cached)
+
+    def can_reserve(self, *, prompt_tokens: int, num_pages: int, home: int) -> bool:
+        """Whether `reserve` would find its pages now."""
+        return all(
+            group.can_reserve(prompt_tokens=prompt_tokens, num_pages=num_pages, home=home) for group in self.groups
+        )
+
+    def reserve(self, request_id: int, *, prompt_tokens: int, num_pages: int, home: int) -> None:
+        """Takes the pages of a sequence whose KV is on its way, and promises what it may need after that."""
+        for group in self.groups:
+            group.reserve(request_id, prompt_tokens=prompt_tokens, num_pages=num_pages, home=home)
+
+    def settle(self, request_id: int, *, home: int | None) -> None:
+        """All of its prompt's pages are begun. It will begin no more, or, where it has a home, those of its output."""
+        for group in self.groups:
+            if group.window or home is None:
+                group.settle(request_id, home=home)
+
+    # ---- pages ----
+
+    def columns(self, request_id: int) -> list[control_pb2.Pages]:
+        """The request's tables, by group."""
+        return [group.columns(request_id) for group in self.groups]
+
+    def holdings(self, request_id: int) -> list[Holding]:
+        """What the request has, by group. To be read only."""
+        return [group.holding(request_id) for group in self.groups]
+
+    def most_to_begin(self, request_id: int) -> int | None:
+        """How many pages a chunk of the request may begin now, wherever they go; None where that has no bound.
+
+        No cp rank takes more than its part of them, rounded up.
+        """
+        rooms = [min(group.room(request_id)) for group in self._windows]
+        return self._cp * min(rooms) if rooms else None
+
+    def begin_chunk(self, request_id: int, *, slot: int, start: int, end: int) -> Ints:
+        """Begins the pages of a prompt's positions [start, end); returns the owners of all of their pages."""
+        first, begun, last = start // self._page_size, -(-start // self._page_size), -(-end // self._page_size)
+        owners = self._owners_of_new(request_id, last - begun)
+        if last > begun:
+            for group, new in zip(self.groups, self._new_pages, strict=True):
+                new.add(slot, owners, group.begin(request_id, owners))
+        holding = self._leading.holding(request_id)
+        return np.asarray(holding.cp_ranks[first - holding.first_page :])
+
+    def has_page(self, request_id: int, *, home: int) -> bool:
+        """Whether a decoding sequence may begin a page now. Not where steps in flight still hold what it will have."""
+        return all(group.room(request_id)[home] > 0 for group in self._windows)
+
+    def begin_page(self, request_id: int, *, slot: int, place: int, home: int) -> None:
+        """Begins the page at `place` of a decoding sequence's tables where it has not been reserved."""
+        for group, new in zip(self.groups, self._new_pages, strict=True):
+            if group.holding(request_id).end_page <= place:
+                cp_rank = home if group.window else group.emptiest(request_id)
+                new.add_one(slot, cp_rank, group.begin_one(request_id, cp_rank))
+
+    def take_new_pages(self) -> list[step_pb2.NewPages]:
+        """What was begun since the last call, by group."""
+        taken = [new.message() for new in self._new_pages]
+        self._new_pages = [_NewPages() for _ in self.groups]
+        return taken
 
     def publish(self, request_id: int, digests: Sequence[bytes], *, first: int) -> None:
-        """The request's pages from `first` on are full and have the keys `digests`: others may read them."""
-        table, shared = self._tables[request_id], self._shared[request_id]
-        for index, digest in enumerate(digests, first):
-            place = table[index]
-            if index not in shared and self._cache.publish(digest, place):
-                self._allocators[place.coordinate].hand_over(request_id, place.page)
-                shared[index] = digest
+        """The request's pages from the place `first` on are full and have the keys `digests`: others may read them."""
+        for group in self.groups:
+            group.publish(request_id, digests, first=first)
 
     def withdraw(self, request_id: int) -> None:
-        """Nobody finds the pages of the request's table any more, whoever computed them: one that was found may be what
-        is wrong. Those that read them go on reading.
+        """Nobody finds the pages of the request's tables any more."""
+        for group in self.groups:
+            group.withdraw(request_id)
+
+    def release_unseen(self, request_id: int, *, end: int) -> bool:
+        """No query before position `end` is still to be computed: what lies behind a window there returns. Whether more
+        may be promised than before.
         """
-        self._cache.withdraw(self._shared[request_id].values())
-
-    def take(self, request_id: int, *, cp_rank: int) -> PagePlace:
-        """A page on `cp_rank`, out of what was promised, appended to the request's table."""
-        promised = self._promised[request_id]
-        if promised[cp_rank] < 1:
-            raise ValueError(f"{request_id:016x} has used all pages promised to it on cp rank {cp_rank}")
-        promised[cp_rank] -= 1
-        self._promised_total[cp_rank] -= 1
-        place = self._take(request_id, cp_rank=cp_rank)
-        self._tables[request_id].append(place)
-        return place
-
-    def _take(self, request_id: int, *, cp_rank: int) -> PagePlace:
-        allocator = self._allocators[cp_rank]
-        if not allocator.num_free and self._cache.num_idle()[cp_rank]:
-            allocator.evict(self._cache.evict(cp_rank))
-        return PagePlace(coordinate=cp_rank, page=allocator.take(request_id))
-
-    def can_spread(self, pages: int, *, most: int) -> bool:
-        """Whether `spread` would find `pages` pages now."""
-        return sum(min(free, most) for free in self.available() if free > 0) >= pages
-
-    def spread(self, request_id: int, pages: int, *, most: int) -> Sequence[PagePlace]:
-        """Takes `pages` pages at once, each where most room is, at most `most` on one cp rank; ValueError where
-        there are not so many.
-        """
-        if not self.can_spread(pages, most=most):
-            raise ValueError(f"cannot spread {pages} pages, {most} a cp rank: {self.available()} are available")
-        self._promised[request_id] = [0] * len(self._allocators)
-        table = self._tables[request_id] = []
-        self._shared[request_id] = {}
-        counts, free = [0] * len(self._allocators), self.available()
-        for _ in range(pages):
-            # The emptiest of this sequence first: then its context is read evenly, and stays within `most`.
-            open_to = [index for index, room in enumerate(free) if room > 0 and counts[index] < most]
-            index = min(open_to, key=lambda index: (counts[index] - free[index], index))
-            counts[index] += 1
-            free[index] -= 1
-            table.append(self._take(request_id, cp_rank=index))
-        return table
-
-    def settle(self, request_id: int) -> None:
-        """The request will begin no further page: what was promised and not taken returns."""
-        left = self._promised.pop(request_id, [0] * len(self._allocators))
-        self._promised_total = [total - pages for total, pages in zip(self._promised_total, left, strict=True)]
-
-    def table(self, request_id: int) -> Sequence[PagePlace]:
-        """The request's pages in order of position."""
-        return self._tables[request_id]
+        freed = [group.release_before(request_id, group.first_seen(end)) for group in self._windows]
+        return any(freed)
 
     def release(self, request_id: int) -> None:
-        """Gives all pages and promises of the request up: its own are free, the cache's have one reader less."""
-        self.settle(request_id)
-        shared = self._shared.pop(request_id)
-        for index, place in enumerate(self._tables.pop(request_id)):
-            if index not in shared:
-                self._allocators[place.coordinate].give_back(request_id, [place.page])
-        for place in self._cache.release([shared[index] for index in sorted(shared)]):
-            self._allocators[place.coordinate].evict(place.page)
+        """Gives all pages and promises of the request up."""
+        for group in self.groups:
+            group.release(request_id)
 
-    def check_integrity(self) -> None:
-        """AssertionError unless every page is free, in exactly one table or the cache's, and promises are covered."""
-        for cp_rank, (allocator, cached) in enumerate(zip(self._allocators, self._cache.pages(), strict=True)):
-            allocator.check_integrity(
-                ((request_id, self._own_pages(request_id, cp_rank=cp_rank)) for request_id in self._tables),
-                cached=cached,
-            )
-        self._cache.check_integrity(digest for shared in self._shared.values() for digest in shared.values())
-        sums = [sum(column) for column in zip(*self._promised.values(), strict=True)] or [0] * len(self._allocators)
-        assert sums == self._promised_total, f"promises add up to {sums}, not {self._promised_total}"
-        assert min(self.available()) >= 0, f"more pages are promised than free: {self.available()}"
+    def check_integrity(self, *, is_idle: bool) -> None:
+        """AssertionError unless in each group every page is free, in exactly one table or the cache's, promises are
+        covered and, when idle, all are free: the cache gives up whatever it has.
+        """
+        for group in self.groups:
+            group.check_integrity()
+            assert not is_idle or group.available() == [group.num_pages] * self._cp, "an idle replica holds pages"
 
-    def _own_pages(self, request_id: int, *, cp_rank: int) -> list[int]:
-        shared = self._shared[request_id]
-        return [
-            place.page
-            for index, place in enumerate(self._tables[request_id])
-            if place.coordinate == cp_rank and index not in shared
-        ]
+    def _owners_of_new(self, request_id: int, pages: int) -> Ints:
+        """The cp ranks of the next pages of a prompt: pages of the prefix cache lie as they lie, and what is new is
+        spread evenly for itself, as was promised.
+        """
+        offset = 0
+        if self._cp > 1 and pages:
+            begun = self._leading.holding(request_id).begun
+            offset = choose_offset(pages=pages, cp=self._cp, held=begun, load=self._leading.load())
+        return new_page_owners(pages=pages, cp=self._cp, offset=offset)
+
+
+class _NewPages:
+    """Columns of the pages that a step begins in one group."""
+
+    def __init__(self) -> None:
+        self._slots = array("i")
+        self._cp_ranks = array("i")
+        self._pages = array("i")
+
+    def add(self, slot: int, owners: Ints, pages: Column) -> None:
+        self._slots.extend([slot] * len(pages))
+        self._cp_ranks.frombytes(owners.astype(np.int32).tobytes())
+        self._pages.extend(pages)
+
+    def add_one(self, slot: int, cp_rank: int, page: int) -> None:
+        self._slots.append(slot)
+        self._cp_ranks.append(cp_rank)
+        self._pages.append(page)
+
+    def message(self) -> step_pb2.NewPages:
+        return step_pb2.NewPages(slots=packed(self._slots), cp_ranks=packed(self._cp_ranks), pages=packed(self._pages))

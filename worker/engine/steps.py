@@ -3,55 +3,36 @@
 What a draw or an end means to a sequence is decided in `running.py`.
 """
 
-from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from itertools import repeat
-from typing import NamedTuple
 
 from proto import control_pb2, step_pb2
-from worker.engine.sequence import Sequence
-
-
-class Draw(NamedTuple):
-    """A token drawn for `sequence`, or one that stands for it where its logits hold no numbers. `logits` are float32,
-    None where nobody asked. A tuple, for there is one for each decoding sequence and step.
-    """
-
-    sequence: Sequence
-    token_id: int
-    is_finite: bool = True
-    logits: bytes | None = None
+from worker.engine.chunk_planner import DpStep
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What one rank drew in a step and, where it was the last to answer, the sequences of that step."""
+    """What one rank drew in a step and, where it was the last to answer, what all dp coordinates did in that step."""
 
-    draws: Items[Draw] = ()
-    finished: Items[Sequence] = ()
+    result: step_pb2.StepResult
+    finished: Items[DpStep] = ()
 
 
 @dataclass(kw_only=True)
 class _StepInFlight:
-    """Its sequences by slot, the ranks that have not answered, and answers that wait for their turn."""
+    """What its dp coordinates do, the ranks that have not answered, and answers that wait for their turn."""
 
-    by_slot: dict[int, Sequence]
+    parts: Items[DpStep]
     silent: set[int]
     early: list[step_pb2.StepResult] = field(default_factory=list)
 
-    def take_early(self) -> Iterator[Answer]:
+    def take_early(self) -> list[Answer]:
         results, self.early = self.early, []
+        answers = []
         for result in results:
             self.silent.remove(result.global_rank)
-            finished = () if self.silent else tuple(self.by_slot.values())
-            yield Answer(draws=tuple(self._draws(result)), finished=finished)
-
-    def _draws(self, result: step_pb2.StepResult) -> Iterator[Draw]:
-        not_finite = set(result.not_finite)
-        logits = result.logits or repeat(None, len(result.slots))
-        for slot, token_id, values in zip(result.slots, result.token_ids, logits, strict=True):
-            yield Draw(self.by_slot[slot], token_id, slot not in not_finite, values)
+            answers.append(Answer(result=result, finished=() if self.silent else self.parts))
+        return answers
 
 
 class StepsInFlight:
@@ -84,20 +65,12 @@ class StepsInFlight:
         """Number and seconds of all steps so far, by rank 0's word; nothing else of a load."""
         return self._totals
 
-    def send(
-        self,
-        chunks: Items[tuple[Sequence, step_pb2.Chunk]],
-        *,
-        joins: Iterable[step_pb2.SequenceJoin],
-        leaves: Iterable[int],
-    ) -> step_pb2.StepPlan:
-        """One more step is in flight: the message of it to every rank."""
-        plan = step_pb2.StepPlan(step_id=self._next_step_id, leaves=leaves, joins=joins)
-        plan.chunks.extend(chunk for _, chunk in chunks)
+    def send(self, parts: Items[DpStep]) -> int:
+        """One more step is in flight, of so many dp coordinates; returns its id."""
+        step_id = self._next_step_id
         self._next_step_id += 1
-        by_slot = {chunk.slot: sequence for sequence, chunk in chunks}
-        self._steps[plan.step_id] = _StepInFlight(by_slot=by_slot, silent=set(range(self._world_size)))
-        return plan
+        self._steps[step_id] = _StepInFlight(parts=parts, silent=set(range(self._world_size)))
+        return step_id
 
     def take(self, result: step_pb2.StepResult) -> list[Answer]:
         """Takes what one rank answers; returns the answers whose turn has come, in order of steps.

@@ -9,7 +9,7 @@ import torch
 from worker.device import completion
 from worker.handoff.plan import layer_parts
 from worker.handoff.sender import ComputedPart
-from worker.step.rows import PlacedChunk
+from worker.step.sequences import HandedChunk
 
 
 class Outgoing(Protocol):
@@ -23,7 +23,7 @@ class Outgoing(Protocol):
 class HandOff(Protocol):
     """What a runner calls; a rank of a unified pool has nothing to hand off."""
 
-    def begin(self, items: Sequence[PlacedChunk]) -> Outgoing:
+    def begin(self, items: Sequence[HandedChunk]) -> Outgoing:
         """A step begins that computes `items`, whose sequences have targets."""
         ...
 
@@ -31,7 +31,7 @@ class HandOff(Protocol):
 class NoHandOff:
     """Of a unified pool, and of decode."""
 
-    def begin(self, items: Sequence[PlacedChunk]) -> "NoHandOff":
+    def begin(self, items: Sequence[HandedChunk]) -> "NoHandOff":
         """See HandOff."""
         assert not items, "this pool hands nothing off"
         return self
@@ -42,7 +42,7 @@ class NoHandOff:
 
 @dataclass(frozen=True, kw_only=True)
 class _ChunkParts:
-    item: PlacedChunk
+    item: HandedChunk
     by_last_layer: dict[int, range]
 
 
@@ -82,23 +82,18 @@ class LayerWiseHandOff:
         send: Callable[[ComputedPart], None],
         num_layers: int,
         token_bytes: int,
-        coordinate: int,
         device: torch.device,
     ) -> None:
         self._send = send
         self._num_layers = num_layers
         self._token_bytes = token_bytes
-        self._coordinate = coordinate
         self._device = device
 
-    def begin(self, items: Sequence[PlacedChunk]) -> Outgoing:
+    def begin(self, items: Sequence[HandedChunk]) -> Outgoing:
         """See HandOff."""
         chunks = [_ChunkParts(item=item, by_last_layer=self._parts(item)) for item in items]
         return _LayerWise(chunks, num_layers=self._num_layers, send=self._send, device=self._device)
 
-    def _parts(self, item: PlacedChunk) -> dict[int, range]:
-        own = sum(part.end - part.start for part in item.segments if part.coordinate == self._coordinate)
-        # What the prefix cache had goes with the first chunk, wherever it lies: reckoned as if all were here.
-        cached = item.chunk.cached_tokens - item.handoff_start
-        parts = layer_parts(self._num_layers, layer_bytes=(own + cached) * self._token_bytes)
+    def _parts(self, item: HandedChunk) -> dict[int, range]:
+        parts = layer_parts(self._num_layers, layer_bytes=item.own_tokens * self._token_bytes)
         return {layers.stop - 1: layers for layers in parts}

@@ -1,132 +1,120 @@
 """From a computed chunk to the writes that this rank has to make for its hand-off."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from parallel.handoff import CacheLayout, Copy, Lane, byte_runs, cache_layout, plan_copies, plan_lanes
+from parallel.handoff import Ints, Lane, copy_runs, plan_copies, plan_lanes
 from parallel.model_share import ModelShare
+from parallel.storage import CacheGroup, RankStorage, check_alike
+from parallel.storage_wire import storage_from_wire
 from parallel.wire import shape_from_wire
 from proto import control_pb2
 from worker.handoff.transport.interface import WriteRuns
-from worker.step.rows import PlacedChunk
+from worker.step.sequences import HandedChunk
 
 #: Bytes of a chunk that go in one message to a peer.
 PART_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceMemory:
-    """Where this rank's KV lies: byte address of its first layer, bytes from layer to layer and of an element."""
-
-    base_address: int
-    layer_bytes: int
-    element_bytes: int
-    token_elements: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class LaneRuns:
-    """A chunk's runs of one lane: `elements` [n, 3] are source start, target start and size inside any layer."""
+    """A chunk's runs of one lane: `runs` [n, 3] are source start, target start and bytes inside any of its layers."""
 
     lane: Lane
     target_rank: int
-    elements: npt.NDArray[np.int64]
+    runs: Ints
 
 
 @dataclass(frozen=True, kw_only=True)
 class HandoffSource:
-    """One rank as a source: its share of the model, its replica's layout and where its KV lies."""
+    """One rank as a source: its share of the model, its KV memory and where that begins."""
 
     share: ModelShare
-    layout: CacheLayout
-    memory: SourceMemory
+    storage: RankStorage
+    base_address: int
 
 
 class HandoffPlanner:
     """One pair of layouts, from one source rank's view. Pure: it makes lists of addresses."""
 
     def __init__(self, source: HandoffSource, *, target: control_pb2.ConnectTarget) -> None:
-        self._source = source.layout
-        self._coordinates = source.share.coordinates
-        self._memory = source.memory
-        self._target = cache_layout(
-            source.share.description, shape=shape_from_wire(target.sizes), page_size=target.page_size
-        )
+        """ValueError where a target rank stores something else than this one."""
+        share = source.share
+        self._source = source
+        self._cp_rank = share.coordinates.attn_cp_rank
+        self._target = shape_from_wire(target.sizes)
         self.endpoints = [control_pb2.Endpoint.FromString(endpoint) for endpoint in target.endpoints]
-        self._lanes = [
-            lane
-            for lane in plan_lanes(self._source, self._target)
-            if lane.source_pp == self._coordinates.pp_rank and lane.source_tp == self._coordinates.attn_tp_rank
-        ]
+        self._storages = [storage_from_wire(endpoint.groups) for endpoint in self.endpoints]
+        for storage in self._storages:
+            for own, other in zip(source.storage.groups, storage.groups, strict=True):
+                check_alike(own, other)
+        own_place = (share.coordinates.pp_rank, share.coordinates.attn_tp_rank)
+        self._lanes: dict[str, list[Lane]] = {group.name: [] for group in share.description.cache_groups}
+        for lane in plan_lanes(share.description, source=share.shape, target=self._target):
+            if (lane.source_pp, lane.source_tp) == own_place:
+                self._lanes[lane.group].append(lane)
 
-    def plan(self, item: PlacedChunk) -> list[LaneRuns]:
-        """The runs of the positions of `item`, a chunk whose sequence has a target: the same in all layers."""
-        target = item.sequence.target
-        assert target is not None
-        if not self._lanes:
-            return []  # another tp rank holds the same heads and sends them
-        by_coordinate: dict[int, list[Copy]] = {}
-        for copy in plan_copies(
-            source_table=item.sequence.table.places,
-            source_page_size=self._source.page_size,
-            target_table=item.sequence.target_places,
-            target_page_size=self._target.page_size,
-            positions=(item.handoff_start, item.end),
-        ):
-            if copy.source.coordinate == self._coordinates.attn_cp_rank:
-                by_coordinate.setdefault(copy.target.coordinate, []).append(copy)
+    def plan(self, item: HandedChunk) -> list[LaneRuns]:
+        """The runs of what `item` hands over: the same in all layers of a group."""
         return [
-            LaneRuns(
-                lane=lane,
-                target_rank=self._target.shape.attention_rank(
-                    pp_rank=lane.target_pp, dp=target.dp, cp=coordinate, tp=lane.target_tp
-                ),
-                elements=elements,
-            )
-            for coordinate, copies in sorted(by_coordinate.items())
-            for lane, elements in self._elements(copies)
+            planned
+            for index, group in enumerate(self._source.share.description.cache_groups)
+            for planned in self._plan_group(item, index, group)
         ]
 
     def runs(self, planned: LaneRuns, *, layers: range) -> WriteRuns:
         """(source address, target address, bytes) in those of the stage's `layers` that the lane takes; may be none."""
-        lane, memory, endpoint = planned.lane, self._memory, self.endpoints[planned.target_rank]
-        first_source = self._source.stages[lane.source_pp][0]
-        first, end = max(lane.layers[0], first_source + layers.start), min(lane.layers[1], first_source + layers.stop)
-        taken = np.arange(first, max(first, end))
-        source_layers = (taken - first_source)[:, None]
-        target_layers = (taken - self._target.stages[lane.target_pp][0])[:, None]
-        elements = planned.elements * memory.element_bytes
-        out = np.empty((len(taken), len(elements), 3), dtype=np.uint64)
-        out[:, :, 0] = memory.base_address + source_layers * memory.layer_bytes + elements[None, :, 0]
-        out[:, :, 1] = endpoint.base_address + target_layers * endpoint.layer_bytes + elements[None, :, 1]
-        out[:, :, 2] = elements[None, :, 2]
+        lane, endpoint = planned.lane, self.endpoints[planned.target_rank]
+        first = self._source.share.layers.start
+        taken = [layer for layer in lane.layers if layer - first in layers]
+        own = self._source.storage.group(lane.group)
+        other = self._storages[planned.target_rank].group(lane.group)
+        out = np.empty((len(taken), len(planned.runs), 3), dtype=np.uint64)
+        for place, layer in enumerate(taken):
+            out[place, :, 0] = planned.runs[:, 0] + (self._source.base_address + own.layer_start(layer))
+            out[place, :, 1] = planned.runs[:, 1] + (endpoint.base_address + other.layer_start(layer))
+            out[place, :, 2] = planned.runs[:, 2]
         return out.reshape(-1, 3)
 
-    def _elements(self, copies: Sequence[Copy]) -> Iterator[tuple[Lane, npt.NDArray[np.int64]]]:
-        """The runs of `copies` in each lane. Lanes that differ in their layers alone share one list."""
-        by_heads: dict[tuple[int, tuple[int, int]], npt.NDArray[np.int64]] = {}
-        for lane in self._lanes:
-            key = (lane.target_tp, lane.heads)
-            if key not in by_heads:
-                by_heads[key] = self._runs_of(copies, lane=lane)
-            yield lane, by_heads[key]
+    def _plan_group(self, item: HandedChunk, index: int, group: CacheGroup) -> Iterator[LaneRuns]:
+        lanes, wanted = self._lanes[group.name], item.sequence.target
+        assert wanted is not None
+        source, target = item.sources[index], item.sequence.target_pages[index]
+        own = self._source.storage.group(group.name)
+        if not lanes or not len(source.columns):
+            return  # another tp rank holds the same and sends it, or nothing of it will be seen
+        copies = plan_copies(
+            source_page_size=own.page.page_size,
+            target_page_size=self._page_size(group),
+            positions=item.positions(group),
+        )
+        is_own = source.columns.cp_ranks[copies.source_page - source.first_page] == self._cp_rank
+        copies = copies.take(is_own)
+        source_pages = source.columns.pages[copies.source_page - source.first_page].astype(np.int64)
+        place = copies.target_page - target.first_page
+        target_cp, target_pages = target.columns.cp_ranks[place], target.columns.pages[place].astype(np.int64)
+        for cp_rank in np.unique(target_cp).tolist():
+            chosen = target_cp == cp_rank
+            by_heads: dict[tuple[int, tuple[int, int] | None], Ints] = {}
+            for lane in lanes:
+                rank = self._target.attention_rank(pp_rank=lane.target_pp, dp=wanted.dp, cp=cp_rank, tp=lane.target_tp)
+                # Lanes that differ in their layers alone share one list.
+                key = (lane.target_tp, lane.heads)
+                if key not in by_heads:
+                    by_heads[key] = copy_runs(
+                        copies.take(chosen),
+                        lane=lane,
+                        source=own,
+                        target=self._storages[rank].group(group.name),
+                        pages=(source_pages[chosen], target_pages[chosen]),
+                    )
+                yield LaneRuns(lane=lane, target_rank=rank, runs=by_heads[key])
 
-    def _runs_of(self, copies: Sequence[Copy], *, lane: Lane) -> npt.NDArray[np.int64]:
-        runs = [
-            (run.source_start, run.target_start, run.size)
-            for copy in copies
-            for run in byte_runs(
-                copy,
-                lane=lane,
-                source=self._source,
-                target=self._target,
-                token_elements=self._memory.token_elements,
-            )
-        ]
-        return np.array(runs, dtype=np.int64)
+    def _page_size(self, group: CacheGroup) -> int:
+        """Of the target, the same on all its ranks."""
+        return self._storages[0].group(group.name).page.page_size
 
 
 def layer_parts(num_layers: int, *, layer_bytes: int) -> list[range]:

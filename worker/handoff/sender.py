@@ -23,7 +23,7 @@ from worker.device import use_device
 from worker.handoff.orders import PeerAnswers
 from worker.handoff.plan import HandoffPlanner, HandoffSource, LaneRuns
 from worker.handoff.transport.interface import PeerEpoch, SourceTransport, WriteFailedError, WriteRuns
-from worker.step.rows import PlacedChunk
+from worker.step.sequences import HandedChunk
 from worker.thread_end import end_thread
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ _CLOSE_GRACE_S = 2.0
 class ComputedPart:
     """A chunk in the stage's `layers`, whose KV is there when `wait` returns. Parts of a chunk come in order."""
 
-    item: PlacedChunk
+    item: HandedChunk
     layers: range
     is_last: bool
     wait: Callable[[], None]
@@ -222,7 +222,7 @@ class HandoffSender:
             self._give_up_chunk(key, str(error))
         chunk.is_whole = part.is_last
 
-    def _new_chunk(self, item: PlacedChunk) -> _ChunkWrites:
+    def _new_chunk(self, item: HandedChunk) -> _ChunkWrites:
         wanted = item.sequence.target
         assert wanted is not None
         target = self._targets.get(PeerEpoch(wanted.replica, wanted.epoch))

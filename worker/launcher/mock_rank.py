@@ -5,10 +5,12 @@ Mocked ranks of a launcher share its process, and a mocked leader answers for al
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from parallel.checkpoint.location import resolve_model
 from parallel.models.registry import describe_checkpoint
+from parallel.page_columns import column
+from parallel.shape import ReplicaShape
 from parallel.wire import check_assignment, settings_from_wire, shape_from_wire
 from proto import control_pb2, step_pb2
 from worker.engine.leader import Leader
@@ -60,13 +62,15 @@ class MockRank:
         self._replica = None
         if rank == 0:
             leader = Leader(
-                shape=shape, settings=settings_from_wire(assignment.engine), vocab_size=description.vocab_size
+                shape=shape,
+                settings=settings_from_wire(assignment.engine),
+                groups=description.cache_groups,
+                vocab_size=description.vocab_size,
             )
             self._replica = MockReplica(
                 leader,
+                shape=shape,
                 vocab_size=description.vocab_size,
-                world_size=shape.world_size,
-                writers=shape.ranks_per_sequence,
                 step_s=self._step_s,
                 tell=lambda events: self._tell_of(assignment, control_pb2.FromRank(replica=events)),
             )
@@ -94,20 +98,17 @@ class MockReplica:
         self,
         leader: Leader,
         *,
+        shape: ReplicaShape,
         vocab_size: int,
-        world_size: int,
-        writers: int,
         step_s: float,
         tell: Callable[[control_pb2.FromReplica], None],
     ) -> None:
         self._leader = leader
-        self._vocab_size = vocab_size
-        self._world_size = world_size
-        self._writers = writers
+        self._dp_ranks = shape.dp_ranks
+        self._writers = shape.ranks_per_sequence
         self._step_s = step_s
         self._tell = tell
-        self._last_token: dict[int, int] = {}
-        self._targets: dict[int, int] = {}
+        self._coordinates = [_MockCoordinate(vocab_size) for _ in range(shape.attention.dp)]
 
     def handle(self, message: control_pb2.ToReplica) -> None:
         """Takes a message of the router."""
@@ -119,42 +120,73 @@ class MockReplica:
 
     def _obey(self, order: control_pb2.PeerOrder) -> None:
         """Every rank answers at once: nothing is ever written."""
-        for rank in range(self._world_size):
+        for rank in range(len(self._dp_ranks)):
             self._leader.handle_peer_answer(step_pb2.PeerAnswer(global_rank=rank, order_id=order.order_id))
 
     def _go_on(self) -> None:
-        while self._leader.can_plan and (plan := self._leader.next_plan()) is not None:
-            asyncio.get_running_loop().call_later(self._step_s, self._answer, plan)
+        while self._leader.can_plan and (plans := self._leader.next_plan()) is not None:
+            asyncio.get_running_loop().call_later(self._step_s, self._answer, plans)
         events = self._leader.take_events()
         if events:
             self._tell(control_pb2.FromReplica(events=events))
         if self._leader.is_idle:
             self._leader.check_integrity()
 
-    def _answer(self, plan: step_pb2.StepPlan) -> None:
+    def _answer(self, plans: Sequence[step_pb2.StepPlan]) -> None:
+        results = [part.run(plan) for part, plan in zip(self._coordinates, plans, strict=True)]
+        for rank, dp in enumerate(self._dp_ranks):
+            is_first = self._dp_ranks.index(dp) == rank
+            result = results[dp] if is_first else step_pb2.StepResult(step_id=plans[dp].step_id)
+            result.global_rank = rank
+            self._leader.handle_result(result)
+        for request_id in (request_id for part in self._coordinates for request_id in part.take_written()):
+            for _ in range(self._writers):
+                self._leader.handle_writes(step_pb2.WritesDone(request_id=request_id))
+        self._go_on()
+
+
+class _MockCoordinate:
+    """The sequences of one dp coordinate: by slot the token drawn last, how many positions are known, and who is handed
+    off.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._last_token: dict[int, int] = {}
+        self._ends: dict[int, int] = {}
+        self._targets: dict[int, int] = {}
+        self._written: list[int] = []
+
+    def run(self, plan: step_pb2.StepPlan) -> step_pb2.StepResult:
+        """What a rank that draws all tokens of the coordinate answers."""
         for join in plan.joins:
-            self._last_token[join.slot] = join.first_token
+            self._last_token[join.slot], self._ends[join.slot] = join.first_token, join.cached_tokens
             self._targets.pop(join.slot, None)
             if join.HasField("target"):
                 self._targets[join.slot] = join.request_id
-        drawn = [(chunk.slot, self._draw(chunk)) for chunk in plan.chunks if chunk.sample]
-        for rank in range(self._world_size):
-            result = step_pb2.StepResult(step_id=plan.step_id, global_rank=rank)
-            if rank == 0:
-                result.slots.extend(slot for slot, _ in drawn)
-                result.token_ids.extend(token for _, token in drawn)
-            self._leader.handle_result(result)
-        for chunk in plan.chunks:
-            if chunk.slot in self._targets:
-                done = step_pb2.WritesDone(request_id=self._targets[chunk.slot], end_position=chunk.cached_tokens)
-                for _ in range(self._writers):
-                    self._leader.handle_writes(done)
-        self._go_on()
+        forced = {probe.slot: probe.forced_id for probe in plan.probes if probe.HasField("forced_id")}
+        result = step_pb2.StepResult(step_id=plan.step_id)
+        for slot in column(plan.decode_slots).tolist():
+            self._draw(result, slot, num_tokens=1, forced=forced)
+        for prompt in plan.prompts:
+            token_ids = column(prompt.token_ids)
+            self._last_token[prompt.slot] = int(token_ids[-1])
+            if prompt.slot in self._targets:
+                self._written.append(self._targets[prompt.slot])
+            if prompt.sample:
+                self._draw(result, prompt.slot, num_tokens=len(token_ids), forced=forced)
+            else:
+                self._ends[prompt.slot] += len(token_ids)
+        return result
 
-    def _draw(self, chunk: step_pb2.Chunk) -> int:
-        previous = chunk.token_ids[-1] if chunk.token_ids else self._last_token[chunk.slot]
-        position = chunk.cached_tokens + chunk.new_tokens
-        token = mock_token(previous, position=position, vocab_size=self._vocab_size)
-        token = chunk.forced_id if chunk.HasField("forced_id") else token
-        self._last_token[chunk.slot] = token
-        return token
+    def take_written(self) -> list[int]:
+        """The requests of which chunks have been handed off since the last call."""
+        written, self._written = self._written, []
+        return written
+
+    def _draw(self, result: step_pb2.StepResult, slot: int, *, num_tokens: int, forced: Mapping[int, int]) -> None:
+        self._ends[slot] += num_tokens
+        token = mock_token(self._last_token[slot], position=self._ends[slot], vocab_size=self._vocab_size)
+        self._last_token[slot] = forced.get(slot, token)
+        result.slots.append(slot)
+        result.token_ids.append(self._last_token[slot])

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 from worker.blocks.parts import Parts
-from worker.models import glm4_moe, llama, mixtral, qwen2, qwen3, qwen3_moe
+from worker.models import glm4_moe, gpt_oss, llama, mixtral, qwen2, qwen3, qwen3_moe
 from worker.models.decoder import DecoderLayer
 
 FAMILIES: dict[str, Callable[..., DecoderLayer]] = {
     "glm4_moe": glm4_moe.build_layer,
+    "gpt_oss": gpt_oss.build_layer,
     "llama": llama.build_layer,
     "mixtral": mixtral.build_layer,
     "qwen2": qwen2.build_layer,

@@ -1,25 +1,33 @@
 """Runs step plans on one rank: rows, forward, draws, and the hand-off of what was computed."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from attention.exchange import plan_exchange
 from attention.exchange_choice import ExchangePolicy
-from attention.exchange_chunk import ExchangeChunk
-from attention.interface import AttentionBackend, KvWrite
+from attention.interface import AttentionBackend
 from parallel.collectives.communicator import CollectiveClock, Communicator
 from proto import step_pb2
-from worker.blocks.rope import RotaryEmbedding
+from worker.blocks.rope import RotaryTables
 from worker.blocks.step_context import StepContext
 from worker.device import completion, to_host
 from worker.handoff.layer_wise import HandOff
 from worker.models.decoder import Decoder
-from worker.step.rows import PlacedChunk, SequenceTables, StepRows
+from worker.step.rows import StepRows
+from worker.step.sequence_tables import SequenceTables
 from worker.step.slot_tokens import SlotTokens
 from worker.step.stage_ends import Drawn, StageInput, StageOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupKernels:
+    """The kernel of one cache group, and how its exchange is chosen."""
+
+    backend: AttentionBackend
+    policy: ExchangePolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +38,10 @@ class RankModel:
     decoder: Decoder
     output: StageOutput
     slot_tokens: SlotTokens
-    backend: AttentionBackend
-    policy: ExchangePolicy
-    rope: RotaryEmbedding
+    tables: SequenceTables
+    kernels: Mapping[str, GroupKernels]
+    """By cache group, those that have a layer on this stage."""
+    ropes: RotaryTables
     dtype: torch.dtype
     device: torch.device
 
@@ -44,14 +53,12 @@ class ModelRunner:
         self,
         model: RankModel,
         *,
-        tables: SequenceTables,
         global_rank: int,
         cp: Communicator,
         clock: CollectiveClock,
         hand_off: HandOff,
     ) -> None:
         self._model = model
-        self._tables = tables
         self._global_rank = global_rank
         self._cp = cp
         self._clock = clock
@@ -62,24 +69,24 @@ class ModelRunner:
         """Launches one step, collective over the replica, and returns what waits for its result."""
         started, collective_before = time.perf_counter(), self._clock.seconds
         model = self._model
-        for slot, token_id in self._tables.joining(plan):
+        for slot, token_id in model.tables.joining(plan):
             model.slot_tokens.join(slot, token_id)
-        rows = self._tables.apply(plan)
-        outgoing = self._hand_off.begin([item for item in rows.chunks if item.sequence.target is not None])
+        rows = model.tables.apply(plan)
+        outgoing = self._hand_off.begin(rows.handed)
         x_LH = model.decoder(model.input(rows), self._context(rows), on_layer=outgoing.on_layer)
         drawn = model.output(rows, x_LH)
-        tokens_S, probed = to_host(drawn.tokens_S), [to_host(logits) for logits in _probed(drawn)]
+        tokens_S, probed = to_host(drawn.tokens_S), [to_host(logits) for logits in _probed(drawn, rows)]
         is_finite_S = to_host(drawn.is_finite_S)
         wait = completion(model.device)
 
         def result() -> step_pb2.StepResult:
             wait()
-            slots = [item.sequence.slot for item in drawn.items]
+            flags = zip(drawn.slots, is_finite_S.tolist(), strict=True)
             return step_pb2.StepResult(
                 step_id=plan.step_id,
                 global_rank=self._global_rank,
-                slots=slots,
-                not_finite=[slot for slot, is_finite in zip(slots, is_finite_S.tolist(), strict=True) if not is_finite],
+                slots=drawn.slots,
+                not_finite=[slot for slot, is_finite in flags if not is_finite],
                 token_ids=tokens_S.tolist(),
                 logits=[logits.numpy().tobytes() for logits in probed],
                 step_s=time.perf_counter() - started,
@@ -91,36 +98,25 @@ class ModelRunner:
     def _context(self, rows: StepRows) -> StepContext:
         model = self._model
         positions = torch.from_numpy(rows.positions).to(model.device, non_blocking=True)
-        cos, sin = model.rope(positions, dtype=model.dtype)
         return StepContext(
-            num_rows=rows.num_rows,
-            cos=cos,
-            sin=sin,
-            write=KvWrite(
-                pages=torch.from_numpy(rows.pages).to(model.device, non_blocking=True),
-                offsets=torch.from_numpy(rows.offsets).to(model.device, non_blocking=True),
-            ),
-            exchange=plan_exchange(
-                [_exchange_chunk(item) for item in rows.chunks],
-                group=self._cp,
-                backend=model.backend,
-                policy=model.policy,
-                device=model.device,
-            ),
+            rotations=model.ropes(positions, dtype=model.dtype),
+            exchanges={
+                name: plan_exchange(
+                    rows.groups[name],
+                    group=self._cp,
+                    backend=kernels.backend,
+                    policy=kernels.policy,
+                    device=model.device,
+                )
+                for name, kernels in model.kernels.items()
+            },
             padded_rows=rows.padded_rows,
         )
 
 
-def _exchange_chunk(item: PlacedChunk) -> ExchangeChunk:
-    return ExchangeChunk(
-        table=item.sequence.table, segments=item.segments, cached_tokens=item.chunk.cached_tokens, end=item.end
-    )
-
-
-def _probed(drawn: Drawn) -> list[torch.Tensor]:
+def _probed(drawn: Drawn, rows: StepRows) -> list[torch.Tensor]:
     """The logits of each draw, of size 0 where no probe asked for them; an empty list where none did at all."""
-    if not any(item.chunk.logits for item in drawn.items):
+    asked = [slot in rows.probes and rows.probes[slot].logits for slot in drawn.slots]
+    if not any(asked):
         return []
-    return [
-        logits if item.chunk.logits else logits[:0] for logits, item in zip(drawn.logits_SV, drawn.items, strict=True)
-    ]
+    return [logits if is_asked else logits[:0] for logits, is_asked in zip(drawn.logits_SV, asked, strict=True)]

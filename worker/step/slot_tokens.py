@@ -31,6 +31,7 @@ class SlotTokens:
     """One rank's view; all calls are collective over the ranks of its dp coordinate, stage by stage."""
 
     def __init__(self, *, num_slots: int, groups: RankGroups, device: torch.device) -> None:
+        """`num_slots` of this dp coordinate."""
         self._tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._tp = groups["attn_tp"]
         self._cp = groups["attn_cp"]
@@ -52,16 +53,15 @@ class SlotTokens:
 
     def expect(self, rows: StepRows) -> None:
         """First stage of several, once a step: the last stage will draw for the chunks in `rows`."""
-        slots = _slots(rows)
-        if slots:
-            self._expected.append(_Expected(slots=slots))
+        if rows.drawn_slots:
+            self._expected.append(_Expected(slots=list(rows.drawn_slots)))
         # Of so many steps the oldest has ended: receiving it waits for nothing, and frees the sender.
         while len(self._expected) > self._pp.size + 1:
             self._receive()
 
     def share(self, rows: StepRows, drawn: Sequence[int], tokens_S: torch.Tensor) -> None:
         """Last stage: `tokens_S` [S] were drawn here for the slots `drawn`; every rank of the coordinate gets all."""
-        slots = _slots(rows)
+        slots = rows.drawn_slots
         if not slots:
             return
         message = tokens_S.new_zeros(len(slots))
@@ -81,8 +81,3 @@ class SlotTokens:
         self._pp.receive(message, source=self._pp.size - 1, channel=Channel.TOKENS)
         kept = [index for index, slot in enumerate(slots) if slot != _NONE]
         self._tokens[[slots[index] for index in kept]] = message[kept]
-
-
-def _slots(rows: StepRows) -> list[int]:
-    """The slots that a token is drawn for and that may embed it here."""
-    return [item.sequence.slot for item in rows.chunks if item.chunk.sample and item.sequence.target is None]

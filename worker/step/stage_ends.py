@@ -7,25 +7,27 @@ last stage    previous stage ── receive ──> layers ── output, draw �
 A replica of one stage has the first's beginning and the last's end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from parallel.collectives.communicator import Channel
 from parallel.collectives.groups import RankGroups
+from proto import control_pb2
 from worker.blocks.vocabulary import Embedding, Output
-from worker.step.rows import PlacedChunk, StepRows
+from worker.step.rows import StepRows
 from worker.step.sampler import Draw, are_finite, draw_tokens
 from worker.step.slot_tokens import SlotTokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """What this rank drew: the chunk, the logits [V] and the token of each draw, and whether the logits are numbers."""
+    """What this rank drew: the slot, the logits [V] and the token of each draw, and whether the logits are numbers."""
 
-    items: Sequence[PlacedChunk]
+    slots: list[int]
     logits_SV: torch.Tensor
     tokens_S: torch.Tensor
     is_finite_S: torch.Tensor
@@ -92,45 +94,49 @@ class PipelineOutput:
         """See StageOutput."""
         self._pp.send(x_LH, to=self._pp.index + 1, channel=Channel.HIDDEN)
         nothing = torch.empty(0, dtype=torch.int64, device=x_LH.device)
-        return Drawn(items=(), logits_SV=x_LH.new_empty((0, 0)), tokens_S=nothing, is_finite_S=nothing.bool())
+        return Drawn(slots=[], logits_SV=x_LH.new_empty((0, 0)), tokens_S=nothing, is_finite_S=nothing.bool())
 
 
 class DrawOutput:
     """The last stage's: logits of the rows that end a chunk, and their tokens, each on the row's own rank."""
 
-    def __init__(self, output: Output, *, slot_tokens: SlotTokens, groups: RankGroups) -> None:
+    def __init__(
+        self,
+        output: Output,
+        *,
+        slot_tokens: SlotTokens,
+        groups: RankGroups,
+        sampling: Callable[[int], control_pb2.Sampling],
+    ) -> None:
+        """`sampling` gives how tokens of a slot are drawn."""
         self._output = output
         self._slot_tokens = slot_tokens
         self._tp = groups["attn_tp"]
+        self._sampling = sampling
 
     def __call__(self, rows: StepRows, x_LH: torch.Tensor) -> Drawn:
         """Collective over the dp coordinate's ranks."""
-        items, local = self._own_draws(rows)
+        local = rows.draws.rows - self._tp.index * rows.local_rows
+        is_own = (local >= 0) & (local < rows.local_rows)
+        slots, positions = rows.draws.slots[is_own].tolist(), rows.draws.positions[is_own].tolist()
         logits_SV = x_LH.new_empty((0, 0), dtype=torch.float32)
         tokens_S = torch.empty(0, dtype=torch.int64, device=x_LH.device)
         is_finite_S = tokens_S.bool()
-        if rows.draws:
-            index = torch.tensor(local, dtype=torch.int64, device=x_LH.device)
+        if len(is_own):
+            index = torch.from_numpy(local[is_own]).to(x_LH.device)
             logits_SV = self._output(x_LH[index], padded_draws=self._most_draws(rows))
-        if items:
-            draws = [Draw(sampling=item.sequence.sampling, position=item.end) for item in items]
+        if slots:
+            places = zip(slots, positions, strict=True)
+            draws = [Draw(sampling=self._sampling(slot), position=position) for slot, position in places]
             is_finite_S = are_finite(logits_SV)
             # A step that is planned ahead embeds the token before anybody hears of the flag: it is a legal one.
             tokens_S = draw_tokens(logits_SV, draws).masked_fill(~is_finite_S, 0)
-        for row, item in enumerate(items):
-            if item.chunk.HasField("forced_id"):
-                tokens_S[row] = item.chunk.forced_id
-        self._slot_tokens.share(rows, [item.sequence.slot for item in items], tokens_S)
-        return Drawn(items=items, logits_SV=logits_SV, tokens_S=tokens_S, is_finite_S=is_finite_S)
-
-    def _own_draws(self, rows: StepRows) -> tuple[list[PlacedChunk], list[int]]:
-        """The chunks whose last row is on this rank, and that row's place in x."""
-        first = self._tp.index * rows.local_rows
-        own = [(row - first, item) for row, item in rows.draws if 0 <= row - first < rows.local_rows]
-        return [item for _, item in own], [row for row, _ in own]
+        for row, slot in enumerate(slots):
+            if slot in rows.probes and rows.probes[slot].HasField("forced_id"):
+                tokens_S[row] = rows.probes[slot].forced_id
+        self._slot_tokens.share(rows, slots, tokens_S)
+        return Drawn(slots=slots, logits_SV=logits_SV, tokens_S=tokens_S, is_finite_S=is_finite_S)
 
     def _most_draws(self, rows: StepRows) -> int:
-        counts = [0] * self._tp.size
-        for row, _ in rows.draws:
-            counts[row // rows.local_rows] += 1
-        return max(counts)
+        """Draws of the tp rank that has most."""
+        return int(np.bincount(rows.draws.rows // rows.local_rows).max())

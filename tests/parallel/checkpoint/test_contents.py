@@ -20,6 +20,8 @@ FAMILIES = {
     "qwen3": tiny_models.qwen3(),
     "qwen3_moe": tiny_models.qwen3_moe(mlp_only_layers=[1]),
     "glm4_moe": tiny_models.glm4_moe(),
+    "gpt_oss": tiny_models.gpt_oss(),
+    "gpt_oss_mxfp4": tiny_models.mxfp4_gpt_oss(),
 }
 
 

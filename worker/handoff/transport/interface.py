@@ -18,12 +18,14 @@ class WriteFailedError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryRegion:
-    """The KV memory that peers may write, or that writes are read from. `device` is None for host memory."""
+    """The KV memory that peers may write, or that writes are read from. `device` is None for host memory; `groups` say
+    what lies where in it.
+    """
 
     address: int
     num_bytes: int
-    layer_bytes: int
     device: int | None
+    groups: tuple[control_pb2.GroupMemory, ...] = ()
 
 
 class PeerEpoch(NamedTuple):

@@ -129,8 +129,8 @@ class NixlTarget:
         return control_pb2.Endpoint(
             agent=agent.nixl.get_agent_metadata(),
             base_address=self._region.address,
-            layer_bytes=self._region.layer_bytes,
             device=agent.device,
+            groups=self._region.groups,
         )
 
     def close_writer(self, writer: PeerEpoch) -> None:

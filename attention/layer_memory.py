@@ -1,0 +1,63 @@
+"""The memory of one layer as tensors: its pages as bytes, and views of its planes, by what `storage` says alone."""
+
+from dataclasses import dataclass
+
+import torch
+
+from parallel.storage import PageLayout, PlaneLayout, PlaneView
+
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFormat:
+    """How a layer's pages are read: where its key and its value lie, and what scores are multiplied by."""
+
+    page: PageLayout
+    key: PlaneView
+    value: PlaneView
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerMemory:
+    """`pages` uint8 [N, page_bytes], contiguous, whatever is in them; `planes` are views [N, heads, P, elements] of
+    each plane in order, `key` and `value` views [N, Hkv, P, Dk] and [N, Hkv, P, Dv] of two of them.
+    """
+
+    form: LayerFormat
+    pages: torch.Tensor
+    planes: tuple[torch.Tensor, ...]
+    key: torch.Tensor
+    value: torch.Tensor
+
+    @property
+    def scale(self) -> float:
+        """Of the scores."""
+        return self.form.scale
+
+    def over(self, pages: torch.Tensor) -> "LayerMemory":
+        """The same layer over other pages uint8 [M, page_bytes]: copies of its own, or those of another rank."""
+        return bind_layer(pages, self.form)
+
+
+def bind_layer(pages: torch.Tensor, form: LayerFormat) -> LayerMemory:
+    """A layer of `form` over the memory `pages` uint8 [N, page_bytes], contiguous."""
+    views = {plane.name: plane_view(pages, plane, page=form.page) for plane in form.page.planes}
+    return LayerMemory(
+        form=form,
+        pages=pages,
+        planes=tuple(views.values()),
+        key=views[form.key.plane].narrow(3, form.key.offset, form.key.width),
+        value=views[form.value.plane].narrow(3, form.value.offset, form.value.width),
+    )
+
+
+def plane_view(pages: torch.Tensor, plane: PlaneLayout, *, page: PageLayout) -> torch.Tensor:
+    """A plane of `pages` uint8 [N, page_bytes] as [N, heads, P, elements] in its own dtype."""
+    typed, size = pages.view(TORCH_DTYPES[plane.dtype]), plane.itemsize
+    return typed.as_strided(
+        (pages.shape[0], plane.num_heads, page.page_size, plane.elements),
+        (page.page_bytes // size, plane.head_stride // size, plane.position_stride // size, 1),
+        typed.storage_offset() + plane.offset // size,
+    )
