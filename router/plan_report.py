@@ -75,6 +75,24 @@ class PoolRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StorageRow:
+    """The KV memory of one cache group on a rank of `pool`, of the stage that has most of it: `layers` of it there,
+    each of `pages` pages and a spare one, in all `num_bytes`; a token takes `token_bytes` over those layers.
+
+    `window` is how many tokens back a query sees, 0 where it sees all.
+    """
+
+    pool: str
+    group: str
+    window: int
+    layers: int
+    pages: int
+    tokens: int
+    token_bytes: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrafficRow:
     """What a rank of `pool` sends along `axis` in a full step of `step_tokens`, of the stage that sends most.
 
@@ -100,6 +118,7 @@ class PlanReport:
     topology: Topology
     ranks: tuple[RankRow, ...]
     pools: tuple[PoolRow, ...]
+    storage: tuple[StorageRow, ...]
     traffic: tuple[TrafficRow, ...]
     crossings: tuple[Crossing, ...]
     handoff_bytes: int | None
@@ -118,6 +137,7 @@ def plan_report(topology: Topology, *, description: ModelDescription) -> PlanRep
         topology=topology,
         ranks=ranks,
         pools=tuple(_pool_row(replicas, ranks=ranks, description=description) for replicas in pools),
+        storage=tuple(row for replicas in pools for row in _storage_rows(replicas[0], description=description)),
         traffic=tuple(row for replicas in pools for row in _traffic_rows(replicas[0], description=description)),
         crossings=find_crossings(topology),
         handoff_bytes=_handoff_bytes(topology, description=description),
@@ -167,7 +187,27 @@ def _rank_bytes(
     """Bytes of weights and KV of the rank at `coordinates`."""
     share = ModelShare(description=description, shape=shape, coordinates=coordinates)
     weight_bytes = sum(part.num_bytes(dtype_bytes=engine.dtype_bytes) for part in share.slices())
-    return weight_bytes, engine.dtype_bytes * engine.kv_tokens * sum(share.kv_elements_per_token().values())
+    return weight_bytes, share.storage(engine).num_bytes
+
+
+def _storage_rows(replica: ReplicaPlan, *, description: ModelDescription) -> Iterator[StorageRow]:
+    shape, settings = replica.shape, replica.engine
+    ranks = [shape.coordinates(shape.attention_rank(pp_rank=pp_rank, dp=0)) for pp_rank in range(shape.pp)]
+    shares = [ModelShare(description=description, shape=shape, coordinates=rank) for rank in ranks]
+    for group in description.cache_groups:
+        share = max(shares, key=lambda share: len(share.storage(settings).group(group.name).layers))
+        region = share.storage(settings).group(group.name)
+        pages = settings.pages_of(group, pp=shape.pp)
+        yield StorageRow(
+            pool=replica.pool,
+            group=group.name,
+            window=group.window,
+            layers=len(region.layers),
+            pages=pages,
+            tokens=pages * settings.page_size,
+            token_bytes=share.token_bytes(settings)[group.name],
+            num_bytes=region.num_bytes,
+        )
 
 
 def _traffic_rows(replica: ReplicaPlan, *, description: ModelDescription) -> Iterator[TrafficRow]:
@@ -214,7 +254,7 @@ def _pool_row(
         ranks_per_replica=first.shape.world_size,
         dtype=first.engine.dtype,
         page_size=first.engine.page_size,
-        sequence_tokens=longest_sequence(first.engine, cp=attention.cp),
+        sequence_tokens=longest_sequence(first.engine, cp=attention.cp, groups=description.cache_groups),
         context_tokens_per_replica=first.engine.kv_tokens * attention.cp * attention.dp,
         weight_bytes=sum(row.weight_bytes for row in own),
         kv_bytes=sum(row.kv_bytes for row in own),

@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from rich.segment import Segments
 from rich.table import Table
 
-from router.plan_report import GroupRow, PlanReport, PoolRow, RankRow, TrafficRow
+from router.plan_report import GroupRow, PlanReport, PoolRow, RankRow, StorageRow, TrafficRow
 
 _COORDINATES = (
     "pp_rank",
@@ -45,7 +45,13 @@ def _tables(report: PlanReport, *, every_rank: bool) -> Sequence[Table]:
         ranks, groups = _rank_table(report.ranks), _group_table(report.groups)
     else:
         ranks, groups = _like_ranks_table(report.ranks), _group_count_table(report)
-    return (ranks, groups, _traffic_table(report.traffic), _pool_table(report.pools))
+    return (
+        ranks,
+        groups,
+        _storage_table(report.storage),
+        _traffic_table(report.traffic),
+        _pool_table(report.pools),
+    )
 
 
 def _rank_table(rows: Sequence[RankRow]) -> Table:
@@ -102,6 +108,17 @@ def _group_count_table(report: PlanReport) -> Table:
             count = pool.replicas * shape.num_groups(axis)
             crossing_count = crossing.get((pool.pool, axis), 0)
             table.add_row(pool.pool, axis, str(count), str(len(ranks)), str(crossing_count), _some(ranks))
+    return table
+
+
+def _storage_table(rows: Sequence[StorageRow]) -> Table:
+    """What each rank keeps of tokens, by what attention sees of them."""
+    numbers = ["layers", "pages", "tokens", "a token", "in all"]
+    table = _table("KV of a rank, of the stage that has most", text=["pool", "attention sees"], numbers=numbers)
+    for row in rows:
+        sees = f"the last {row.window} tokens" if row.window else "everything"
+        counts = (row.layers, row.pages, row.tokens)
+        table.add_row(row.pool, sees, *map(str, counts), decimal(row.token_bytes), decimal(row.num_bytes))
     return table
 
 

@@ -1,6 +1,7 @@
 """The plan as rows: coordinates, groups, bytes and what fits, for every axis."""
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -11,7 +12,7 @@ from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from parallel.topology import HostSpec, PoolSpec, Topology, plan_topology
 from router.plan_report import plan_report
 from router.plan_table import render
-from tests.tiny_models import describe, llama, mixtral
+from tests.tiny_models import describe, gpt_oss, llama, mixtral
 
 MOE = describe(mixtral())
 EVERY_AXIS = ReplicaShape(
@@ -83,11 +84,26 @@ def test_bytes_follow_the_dtype_but_for_gates_which_stay_in_float32() -> None:
         assert first.kv_bytes == 2 * second.kv_bytes
 
 
+def test_each_cache_group_is_told_with_its_pages_and_what_a_token_takes() -> None:
+    model = describe(gpt_oss(sliding_window=32))
+    shape = replace(EVERY_AXIS, experts=ExpertSizes(ep=8))
+    report = plan_report(topology(shape), description=model)
+    rows = {row.window: row for row in report.storage}
+    # Of 4 layers in turn each stage has one of both kinds; 4 KV heads over tp 2, K and V of 4 elements of 4 bytes.
+    assert [(row.layers, row.token_bytes) for row in rows.values()] == [(1, 2 * 2 * 4 * 4)] * 2
+    assert [(row.pages, row.tokens) for row in (rows[0], rows[32])] == [(10, 160), (10, 160)]
+    assert rows[0].num_bytes == (10 + 1) * 16 * 64
+    console = Console(file=io.StringIO(), width=200)
+    render(report, console)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "the last 32 tokens" in said and "everything" in said
+
+
 def test_kv_bytes_count_layers_and_heads_of_the_rank() -> None:
     report = plan_report(topology(EVERY_AXIS), description=MOE)
-    # 4 layers over 2 stages, 4 KV heads over tp 2, K and V of 4 elements, 4 bytes each, 160 tokens.
-    assert sum(row.kv_bytes for row in report.ranks) == 160 * 4 * (4 * 2 * 4 * 4) * 4
-    assert {row.kv_bytes % (160 * 2 * 2 * 4 * 4) for row in report.ranks} == {0}
+    # 4 layers over 2 stages, 4 KV heads over tp 2, K and V of 4 elements, 4 bytes each, 160 tokens and a spare page.
+    assert sum(row.kv_bytes for row in report.ranks) == (160 + 16) * 4 * (4 * 2 * 4 * 4) * 4
+    assert {row.kv_bytes % ((160 + 16) * 2 * 2 * 4 * 4) for row in report.ranks} == {0}
 
 
 def test_every_group_of_every_replica_is_listed_also_those_of_one_rank() -> None:
