@@ -19,7 +19,7 @@ def widen_mxfp4(blocks_RGB: torch.Tensor, scales_RG: torch.Tensor, *, dtype: tor
     values = torch.tensor(_VALUES, dtype=wide, device=blocks_RGB.device)
     pairs = torch.stack([values[byte & 0x0F], values[byte >> 4]], dim=1)
     pairs = pairs.view(torch.int32 if wide.itemsize == 2 else torch.int64).squeeze(1)
-    out = pairs.index_select(0, blocks_RGB.flatten().int()).view(wide).view(*scales_RG.shape, -1)
+    out = pairs.index_select(0, blocks_RGB.flatten().int()).view(wide).view(*scales_RG.shape, 2 * blocks_RGB.shape[-1])
     # In two steps: the largest power, 128, is beyond every float, half a one of it is not.
     exponents = scales_RG.int().unsqueeze(-1) - _BIAS
     half = exponents // 2

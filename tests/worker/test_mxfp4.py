@@ -17,3 +17,10 @@ def test_every_byte_under_every_scale_has_transformers_bits(dtype: torch.dtype) 
     bits = torch.int32 if dtype == torch.float32 else torch.int16
     assert ours.dtype == dtype
     assert torch.equal(ours.view(bits), theirs.contiguous().view(bits))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (4, 0)])
+def test_a_slice_without_values_is_widened_to_none(shape: tuple[int, int]) -> None:
+    blocks = torch.zeros((*shape, 16), dtype=torch.uint8)
+    widened = widen_mxfp4(blocks, torch.zeros(shape, dtype=torch.uint8), dtype=torch.bfloat16)
+    assert widened.shape == (shape[0], 32 * shape[1])
