@@ -86,6 +86,32 @@ class CacheGroup:
     key: PlaneView
     value: PlaneView
 
+    def __post_init__(self) -> None:
+        planes = {plane.name: plane for plane in self.planes}
+        for what, view in (("key", self.key), ("value", self.value)):
+            if view.plane not in planes:
+                raise ValueError(
+                    f"the {what} of group {self.name} lies in plane {view.plane!r}, which it does not have"
+                )
+            end, elements = view.offset + view.width, planes[view.plane].elements
+            if view.offset < 0 or view.width < 1 or end > elements:
+                raise ValueError(
+                    f"the {what} of group {self.name} are the elements [{view.offset}, {end}) of plane {view.plane}, "
+                    f"which has {elements}"
+                )
+        if {planes[view.plane].dtype for view in (self.key, self.value)} != {planes[self.key.plane].dtype}:
+            raise ValueError(f"the key and the value of group {self.name} have two dtypes: no kernel takes that yet")
+        if self.key.plane == self.value.plane and self._is_all_value:
+            raise ValueError(
+                f"the value of group {self.name} is its whole key: nothing would be left to tell that a row is broken"
+            )
+
+    @property
+    def _is_all_value(self) -> bool:
+        """Whether no element of the key is the key's alone."""
+        key, value = self.key, self.value
+        return value.offset <= key.offset and key.offset + key.width <= value.offset + value.width
+
     @property
     def window(self) -> int:
         """Positions that a query sees; 0 where there is no such bound."""
@@ -248,13 +274,37 @@ def lay_out_storage(
     return RankStorage(groups=tuple(regions))
 
 
-def check_alike(own: GroupRegion, other: GroupRegion) -> None:
-    """ValueError naming the plane and both values where the two store something else; pages, heads and strides may
+def check_alike(own: RankStorage, other: RankStorage) -> None:
+    """ValueError naming the plane and both values where two ranks store something else; pages, heads and strides may
     differ: copies know them.
     """
-    names = [plane.name for plane in own.page.planes], [plane.name for plane in other.page.planes]
+    names = [", ".join(group.name for group in storage.groups) for storage in (own, other)]
     if names[0] != names[1]:
-        raise ValueError(f"group {own.name} has the planes {', '.join(names[0])} here and {', '.join(names[1])} there")
+        raise ValueError(f"there are the cache groups {names[0]} here and {names[1] or 'none'} there")
+    for here, there in zip(own.groups, other.groups, strict=True):
+        if there.page.page_size < 1:
+            raise ValueError(f"group {there.name} has pages of {there.page.page_size} tokens there")
+        _check_planes(here, there)
+
+
+def check_holds(region: GroupRegion, *, layers: Sequence[int], heads: tuple[int, int] | None) -> None:
+    """ValueError where `region` has not all of `layers`, and of what is stored per head all of `heads`."""
+    missing = sorted(set(layers) - set(region.layers))
+    if missing:
+        raise ValueError(f"group {region.name} has no layer {missing[0]} there")
+    for plane in region.page.planes:
+        end = region.first_head + plane.num_heads
+        if heads is not None and plane.per_head and not region.first_head <= heads[0] < heads[1] <= end:
+            raise ValueError(
+                f"plane {plane.name} of group {region.name} has the heads {region.first_head} to {end - 1} there, not "
+                f"{heads[0]} to {heads[1] - 1}"
+            )
+
+
+def _check_planes(own: GroupRegion, other: GroupRegion) -> None:
+    names = [", ".join(plane.name for plane in group.page.planes) for group in (own, other)]
+    if names[0] != names[1]:
+        raise ValueError(f"group {own.name} has the planes {names[0]} here and {names[1]} there")
     for here, there in zip(own.page.planes, other.page.planes, strict=True):
         for what in ("dtype", "elements", "per_head"):
             if getattr(here, what) != getattr(there, what):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from parallel.topology import ReplicaPlan
 from parallel.wire import sizes_to_wire
 from proto import control_pb2
+from router.errors import ClusterError
 
 
 class PeerOrders:
@@ -44,7 +45,11 @@ class PeerOrders:
     def take(self, answered: control_pb2.PeerAnswered) -> None:
         """What the replica's leader answers; one that nobody waits for changes nothing."""
         future = self._waiting.pop(answered.order_id, None)
-        if future is not None and not future.done():
+        if future is None or future.done():
+            return
+        if answered.refusal:
+            future.set_exception(ClusterError(answered.refusal))
+        else:
             future.set_result(list(answered.endpoints))
 
     def fail(self, error: Exception) -> None:

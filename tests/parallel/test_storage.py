@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from parallel.storage import (
     RankStorage,
     Window,
     check_alike,
+    check_holds,
     keys_and_values,
     lay_out_page,
     lay_out_storage,
@@ -82,27 +84,57 @@ def test_storage_is_read_back_from_its_messages() -> None:
 @pytest.mark.parametrize(
     ("planes", "said"),
     [
-        (replace(FULL, planes=FULL.planes[:1]), r"group full has the planes k, v here and k there"),
         (
-            replace(FULL, planes=(FULL.planes[0], replace(FULL.planes[1], dtype="float16"))),
-            r"plane v of group full has dtype float32 here and float16 there",
+            replace(FULL, planes=(*FULL.planes, Plane(name="index", elements=4, per_head=False))),
+            r"group full has the planes k, v here and k, v, index there",
+        ),
+        (
+            replace(FULL, planes=tuple(replace(plane, dtype="float16") for plane in FULL.planes)),
+            r"plane k of group full has dtype float32 here and float16 there",
         ),
         (
             replace(FULL, planes=(replace(FULL.planes[0], elements=9), FULL.planes[1])),
             r"plane k of group full has elements 8 here and 9 there",
         ),
+        (replace(FULL, name="other"), r"there are the cache groups full here and other there"),
     ],
 )
 def test_pools_that_store_something_else_are_refused_by_name(planes: CacheGroup, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        check_alike(storage(FULL).groups[0], storage(planes).groups[0])
+        check_alike(storage(FULL), storage(planes))
 
 
 def test_pools_may_differ_in_pages_and_heads() -> None:
     other = lay_out_storage(
         [FULL], layers=range(4), heads={"full": (0, 4)}, num_pages={"full": 9}, page_size=4, dtype="float32"
     )
-    check_alike(storage(FULL).groups[0], other.groups[0])
+    check_alike(storage(FULL), other)
+
+
+def test_a_region_without_a_layer_or_a_head_that_is_written_to_it_is_refused() -> None:
+    region = storage(FULL).group("full")  # heads 1 and 2
+    check_holds(region, layers=(0, 2), heads=(1, 3))
+    with pytest.raises(ValueError, match="group full has no layer 1 there"):
+        check_holds(region, layers=(0, 1), heads=(1, 2))
+    with pytest.raises(ValueError, match="plane k of group full has the heads 1 to 2 there, not 0 to 1"):
+        check_holds(region, layers=(0,), heads=(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"value": PlaneView(plane="w", offset=0, width=8)}, "the value of group full lies in plane 'w'"),
+        ({"key": PlaneView(plane="k", offset=1, width=8)}, r"elements \[1, 9\) of plane k, which has 8"),
+        ({"value": PlaneView(plane="k", offset=0, width=8)}, "nothing would be left to tell that a row is broken"),
+        (
+            {"planes": (FULL.planes[0], replace(FULL.planes[1], dtype="float16"))},
+            "the key and the value of group full have two dtypes",
+        ),
+    ],
+)
+def test_a_group_that_no_kernel_could_read_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        replace(FULL, **changes)
 
 
 def test_a_plane_that_is_not_stored_per_token_is_refused() -> None:

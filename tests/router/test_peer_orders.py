@@ -38,3 +38,17 @@ def test_an_order_fails_when_the_stream_ends_and_so_does_each_one_after_it() -> 
                 await order
 
     asyncio.run(asyncio.wait_for(work(), timeout=10))
+
+
+def test_an_order_that_a_rank_cannot_carry_out_fails_with_its_sentence() -> None:
+    async def work() -> None:
+        sent: list[control_pb2.ToReplica] = []
+        orders = PeerOrders(sent.append)
+        waiting = asyncio.ensure_future(orders.open_writer("prefill/0", epoch=1))
+        await asyncio.sleep(0)
+        refusal = "rank 1: plane k of group full has dtype float32 here and float16 there"
+        orders.take(control_pb2.PeerAnswered(order_id=sent[0].peer_order.order_id, refusal=refusal))
+        with pytest.raises(ClusterError, match="rank 1: plane k"):
+            await waiting
+
+    asyncio.run(asyncio.wait_for(work(), timeout=10))

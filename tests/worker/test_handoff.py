@@ -325,3 +325,42 @@ def test_a_target_that_was_never_introduced_ends_that_hand_off() -> None:
     assert side.report().bytes == 0
     side.thread.close()
     assert not side.errors
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (lambda group: setattr(group.planes[1], "dtype", "float16"), "plane v of group full has dtype float32 here"),
+        (lambda group: setattr(group, "name", "other"), "the cache groups full here and other there"),
+        (lambda group: setattr(group, "page_size", 0), "pages of 0 tokens there"),
+        (lambda group: group.layers.remove(1), "no layer 1 there"),
+        (lambda group: setattr(group, "first_head", 99), "has the heads 99 to"),
+    ],
+)
+def test_a_target_that_stores_something_else_is_refused_and_the_rank_goes_on(
+    break_it: Callable[[control_pb2.GroupMemory], object], said: str
+) -> None:
+    (group,) = storage_to_wire(STORAGE)
+    break_it(group)
+    refused(endpoints=[control_pb2.Endpoint(groups=[group]).SerializeToString()], said=said)
+
+
+def test_endpoints_that_are_none_or_not_one_for_each_rank_are_refused() -> None:
+    refused(endpoints=[b"\xff\xff"], said="an endpoint of the target is no message")
+    refused(endpoints=[], said="the target has 1 ranks, but 0 endpoints came")
+    refused(endpoints=[b""], said="the cache groups full here and none there")
+
+
+def refused(*, endpoints: list[bytes], said: str) -> None:
+    """A target with these endpoints is refused by a sentence, and the next one is written to."""
+    side, target = Side(), memory()
+    connect = control_pb2.ConnectTarget(sizes=sizes_to_wire(SHAPE), endpoints=endpoints)
+    side.order(control_pb2.PeerOrder(replica="decode/1", epoch=1, connect_target=connect))
+    answer = side.reports.get(timeout=10).peer_answer
+    assert answer.order_id == side.unanswered.pop(0) and said in answer.refusal
+    side.num_answered += 1
+    side.meet(target, epoch=2)
+    side.send(7, epoch=2, layers=range(MODEL.num_layers))
+    assert side.report().bytes == 2 * side.kv[:, 0].nbytes
+    side.thread.close()
+    assert not side.errors

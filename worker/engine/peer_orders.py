@@ -10,15 +10,17 @@ class PeerOrders:
     """What the ranks of a replica have answered, by order and rank."""
 
     world_size: int
-    _endpoints: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    _answers: dict[int, dict[int, step_pb2.PeerAnswer]] = field(default_factory=dict)
 
     def take(self, answer: step_pb2.PeerAnswer) -> control_pb2.PeerAnswered | None:
         """One rank's answer; what the router is to be told where it was the last that was missing."""
-        endpoints = self._endpoints.setdefault(answer.order_id, {})
-        endpoints[answer.global_rank] = answer.endpoint
-        if len(endpoints) < self.world_size:
+        answers = self._answers.setdefault(answer.order_id, {})
+        answers[answer.global_rank] = answer
+        if len(answers) < self.world_size:
             return None
-        del self._endpoints[answer.order_id]
+        del self._answers[answer.order_id]
+        by_rank = [answers[rank] for rank in range(self.world_size)]
+        refusals = [f"rank {answer.global_rank}: {answer.refusal}" for answer in by_rank if answer.refusal]
         return control_pb2.PeerAnswered(
-            order_id=answer.order_id, endpoints=[endpoints[rank] for rank in range(self.world_size)]
+            order_id=answer.order_id, endpoints=[answer.endpoint for answer in by_rank], refusal="".join(refusals[:1])
         )

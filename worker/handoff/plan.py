@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from parallel.handoff import Ints, Lane, copy_runs, plan_copies, plan_lanes
 from parallel.model_share import ModelShare
-from parallel.storage import CacheGroup, RankStorage, check_alike
+from parallel.storage import CacheGroup, RankStorage, check_alike, check_holds
 from parallel.storage_wire import storage_from_wire
 from parallel.wire import shape_from_wire
 from proto import control_pb2
@@ -45,16 +46,16 @@ class HandoffPlanner:
         self._source = source
         self._cp_rank = share.coordinates.attn_cp_rank
         self._target = shape_from_wire(target.sizes)
-        self.endpoints = [control_pb2.Endpoint.FromString(endpoint) for endpoint in target.endpoints]
+        self.endpoints = _endpoints(target, world_size=self._target.world_size)
         self._storages = [storage_from_wire(endpoint.groups) for endpoint in self.endpoints]
         for storage in self._storages:
-            for own, other in zip(source.storage.groups, storage.groups, strict=True):
-                check_alike(own, other)
+            check_alike(source.storage, storage)
         own_place = (share.coordinates.pp_rank, share.coordinates.attn_tp_rank)
         self._lanes: dict[str, list[Lane]] = {group.name: [] for group in share.description.cache_groups}
         for lane in plan_lanes(share.description, source=share.shape, target=self._target):
             if (lane.source_pp, lane.source_tp) == own_place:
                 self._lanes[lane.group].append(lane)
+                self._check_lane(lane)
 
     def plan(self, item: HandedChunk) -> list[LaneRuns]:
         """The runs of what `item` hands over: the same in all layers of a group."""
@@ -112,9 +113,26 @@ class HandoffPlanner:
                     )
                 yield LaneRuns(lane=lane, target_rank=rank, runs=by_heads[key])
 
+    def _check_lane(self, lane: Lane) -> None:
+        """ValueError where a target rank that the lane writes to has no place for its layers or heads."""
+        for cp_rank in range(self._target.attention.cp):
+            for dp_rank in range(self._target.attention.dp):
+                rank = self._target.attention_rank(pp_rank=lane.target_pp, dp=dp_rank, cp=cp_rank, tp=lane.target_tp)
+                check_holds(self._storages[rank].group(lane.group), layers=lane.layers, heads=lane.heads)
+
     def _page_size(self, group: CacheGroup) -> int:
         """Of the target, the same on all its ranks."""
         return self._storages[0].group(group.name).page.page_size
+
+
+def _endpoints(target: control_pb2.ConnectTarget, *, world_size: int) -> list[control_pb2.Endpoint]:
+    """ValueError where they are not one for each rank of the target."""
+    if len(target.endpoints) != world_size:
+        raise ValueError(f"the target has {world_size} ranks, but {len(target.endpoints)} endpoints came")
+    try:
+        return [control_pb2.Endpoint.FromString(endpoint) for endpoint in target.endpoints]
+    except DecodeError as error:
+        raise ValueError(f"an endpoint of the target is no message: {error}") from error
 
 
 def layer_parts(num_layers: int, *, layer_bytes: int) -> list[range]:

@@ -176,9 +176,13 @@ class HandoffSender:
             if order.forget_target.is_dead:
                 self._give_up(target)
             return
+        refusal = ""
         if order.WhichOneof("order") == "connect_target":
-            self._targets[key] = _Target(planner=HandoffPlanner(self._source, target=order.connect_target))
-        self._answers.give(order)
+            try:
+                self._targets[key] = _Target(planner=HandoffPlanner(self._source, target=order.connect_target))
+            except ValueError as error:  # a target that this rank cannot write to is no fault of the rank's
+                refusal = str(error)
+        self._answers.give(order, refusal=refusal)
 
     def _give_up(self, target: _Target) -> None:
         """Nothing can land at a dead target, whatever its transport waits for."""
