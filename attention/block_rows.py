@@ -115,7 +115,7 @@ def _plan_entry(tables: PageTables, rows: AttentionRows, place: int, *, start: i
     planes = {}
     for name in dict.fromkeys((spec.key.plane, spec.value.plane)):
         plane = PlaneRows(spec.page.plane(name), spec.page)
-        planes[name] = (plane, torch.from_numpy(plane.index(pages[None])).to(spec.device))
+        planes[name] = (plane, torch.from_numpy(plane.index(pages[None])).to(spec.device, non_blocking=True))
     return BlockRows(
         start=start,
         num_rows=int(rows.num_rows[place]),

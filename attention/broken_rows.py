@@ -35,11 +35,12 @@ def _any_of(broken: Sequence[torch.Tensor], *, heads: int) -> torch.Tensor:
 
 
 def _marked(rows: torch.Tensor, broken: torch.Tensor, *, name: str, spec: AttentionSpec) -> torch.Tensor:
-    zeroed = rows.masked_fill(broken, 0.0)
     if name != spec.key.plane:
-        return zeroed
+        return rows.masked_fill(broken, 0.0)
+    if spec.value.plane != name and spec.key.width == rows.shape[-1]:
+        return rows.masked_fill(broken, torch.nan)
     is_key = torch.zeros(rows.shape[-1], dtype=torch.bool, device=rows.device)
     is_key[spec.key.offset : spec.key.offset + spec.key.width] = True
     if spec.value.plane == name:
         is_key[spec.value.offset : spec.value.offset + spec.value.width] = False
-    return zeroed.masked_fill(broken & is_key, torch.nan)
+    return rows.masked_fill(broken, 0.0).masked_fill(broken & is_key, torch.nan)

@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
 from attention.exchange_choice import ExchangePolicy, Strategy
 from attention.exchange_rows import ExchangeRows
 from attention.gather_kv import GatherKv
-from attention.interface import AttentionBackend
+from attention.interface import AttentionBackend, Bools
 from attention.layer_memory import LayerMemory
 from attention.local_rows import LocalRows
 from attention.pass_q import PassQ
@@ -44,15 +46,15 @@ class _Part:
 
 
 class MixedExchange:
-    """Several strategies, one after the other."""
+    """Several strategies, one after the other. Rows of none of them are padding: zeros, and -inf."""
 
     def __init__(self, parts: Sequence[_Part]) -> None:
         self._parts = parts
 
     def attend(self, q: torch.Tensor, planes: Sequence[torch.Tensor], layer: LayerMemory, *, with_lse: bool) -> State:
         """See Exchange."""
-        output = q.new_empty((*q.shape[:2], layer.value.shape[3]))
-        lse = q.new_empty(q.shape[:2], dtype=torch.float32) if with_lse else None
+        output = q.new_zeros((*q.shape[:2], layer.value.shape[3]))
+        lse = q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32) if with_lse else None
         for part in self._parts:
             own_planes = [plane[part.rows] for plane in planes]
             state = part.exchange.attend(q[part.rows], own_planes, layer, with_lse=with_lse)
@@ -60,6 +62,22 @@ class MixedExchange:
             if lse is not None and state[1] is not None:
                 lse[part.rows] = state[1]
         return output, lse
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddedExchange:
+    """One strategy for the first `num_rows` rows; those behind them are padding."""
+
+    exchange: Exchange
+    num_rows: int
+
+    def attend(self, q: torch.Tensor, planes: Sequence[torch.Tensor], layer: LayerMemory, *, with_lse: bool) -> State:
+        """See Exchange."""
+        padding = len(q) - self.num_rows
+        own_planes = [plane[: self.num_rows] for plane in planes]
+        output, lse = self.exchange.attend(q[: self.num_rows], own_planes, layer, with_lse=with_lse)
+        output = F.pad(output, (0, 0, 0, 0, 0, padding))
+        return output, None if lse is None else F.pad(lse, (0, 0, 0, padding), value=-torch.inf)
 
 
 _MAKERS: dict[Strategy, Callable[..., Exchange]] = {
@@ -81,12 +99,21 @@ def plan_exchange(
     """The exchange of one step. Every cp rank gives the same segments, and after them its own padding: rows that see
     nothing but the rank's spare page.
     """
-    parts = list(policy.parts(rows))
+    parts = _without_padding(list(policy.parts(rows)), rows)
     made = [
         _MAKERS[strategy](rows.take(index), group=group, backend=backend, policy=policy, device=device)
         for strategy, index in parts
     ]
-    if len(made) == 1:
-        return made[0]
-    places = [torch.from_numpy(rows.row_places(index, cp_rank=group.index)).to(device) for _, index in parts]
-    return MixedExchange([_Part(rows=place, exchange=part) for place, part in zip(places, made, strict=True)])
+    places = [rows.row_places(index, cp_rank=group.index) for _, index in parts]
+    if len(made) > 1:
+        on_device = [torch.from_numpy(place).to(device, non_blocking=True) for place in places]
+        return MixedExchange([_Part(rows=place, exchange=part) for place, part in zip(on_device, made, strict=True)])
+    if len(made) == 1 and len(places[0]) < rows.rows_of(group.index):
+        return PaddedExchange(exchange=made[0], num_rows=len(places[0]))
+    return made[0] if made else MixedExchange([])
+
+
+def _without_padding(parts: list[tuple[Strategy, Bools]], rows: ExchangeRows) -> list[tuple[Strategy, Bools]]:
+    """The parts but for one that is padding alone, where there are others: it would take a kernel of its own."""
+    is_real = np.arange(len(rows.chunk)) < len(rows.chunk) - rows.padding
+    return [part for part in parts if len(parts) == 1 or (part[1] & is_real).any()]

@@ -29,6 +29,8 @@ class ExchangeRows:
     of them are behind the window of all its rows. `first_page` [S] is the page of the sequence with which what it sees
     begins. Of each chunk [C]: `cached_tokens` and `new_tokens`.
 
+    The last `padding` segments are this rank's own and of one row each: they see and are stored in its spare page.
+
     `tables` hold this rank's own pages of each slot in order of position, `owners` [slots, pages] the cp rank of every
     page.
     """
@@ -47,6 +49,7 @@ class ExchangeRows:
     seen: Ints
     skipped: Ints
     first_page: Ints
+    padding: int = 0
 
     @property
     def cp(self) -> int:
@@ -81,6 +84,7 @@ class ExchangeRows:
             seen=self.seen[index],
             skipped=self.skipped[index],
             first_page=self.first_page[index],
+            padding=0,
         )
 
     def over_pages_of(self, cp_rank: int) -> AttentionRows:

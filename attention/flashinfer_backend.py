@@ -118,7 +118,7 @@ class FlashInferAttentionBackend:
         # An entry without keys reaches no kernel: the library's page tables cannot say an empty last page.
         sees, is_single = (rows.num_rows > 0) & (rows.kv_len > 0), rows.num_rows == 1
         passes = [
-            self._plan_decode(tables, rows, sees & is_single),
+            *(self._plan_decode(tables, rows, chosen, window=window) for chosen, window in self._single(rows, sees)),
             self._plan_prefill(tables, rows, sees & ~is_single & rows.causal, causal=True),
             self._plan_prefill(tables, rows, sees & ~is_single & ~rows.causal, causal=False),
         ]
@@ -128,7 +128,16 @@ class FlashInferAttentionBackend:
             passes=[part for part in passes if part is not None],
         )
 
-    def _plan_decode(self, tables: PageTables, rows: AttentionRows, chosen: Bools) -> FlashInferPass | None:
+    def _single(self, rows: AttentionRows, sees: Bools) -> list[tuple[Bools, int]]:
+        """Single rows with their window, which is a property of a whole plan: none hides anything of one not causal."""
+        single = sees & (rows.num_rows == 1)
+        if not self._spec.window:
+            return [(single, 0)]
+        return [(single & rows.causal, self._spec.window), (single & ~rows.causal, 0)]
+
+    def _plan_decode(
+        self, tables: PageTables, rows: AttentionRows, chosen: Bools, *, window: int
+    ) -> FlashInferPass | None:
         if not chosen.any():
             return None
         joined = join_tables(tables, rows.take(chosen), page_size=self._spec.page_size, buffer=self._indices)
@@ -141,7 +150,7 @@ class FlashInferAttentionBackend:
             self._spec.num_kv_heads,
             self._spec.key.width,
             self._spec.page_size,
-            window_left=self._spec.window - 1,
+            window_left=window - 1,
             q_data_type=self._spec.dtype,
             kv_data_type=self._spec.dtype,
             sm_scale=1.0,
@@ -165,7 +174,7 @@ class FlashInferAttentionBackend:
             self._spec.key.width,
             self._spec.page_size,
             causal=causal,
-            window_left=self._spec.window - 1,
+            window_left=self._spec.window - 1 if causal else -1,
             sm_scale=1.0,
             q_data_type=self._spec.dtype,
             kv_data_type=self._spec.dtype,
@@ -180,7 +189,7 @@ class FlashInferAttentionBackend:
 
     def _order(self, rows: AttentionRows, chosen: Bools) -> torch.Tensor | None:
         is_in = np.repeat(chosen, rows.num_rows)
-        return None if is_in.all() else torch.from_numpy(np.flatnonzero(is_in)).to(self._spec.device)
+        return None if is_in.all() else torch.from_numpy(np.flatnonzero(is_in)).to(self._spec.device, non_blocking=True)
 
     def write(self, layer: LayerMemory, planes: Sequence[torch.Tensor], where: KvWrite) -> None:
         """See `AttentionBackend.write`."""

@@ -42,7 +42,7 @@ class GatherKv:
         page_bytes = backend.spec.page.page_bytes
         self._extra = -(-self._foreign.most * self._packing.row_bytes // page_bytes)
         pages = _GatheredPages(rows, extra=self._extra)
-        self._own = torch.from_numpy(pages.own(group.index)).to(device)
+        self._own = torch.from_numpy(pages.own(group.index)).to(device, non_blocking=True)
         self._num_pages = pages.padded
         own = rows.take(rows.computed_by == group.index)
         tables = PageTables.from_host(pages.addresses(), device=device)

@@ -44,7 +44,7 @@ def plan_listed_rows(tables: PageTables, rows: AttentionRows, *, spec: Attention
     """Plans all rows of a step; what each sees is known only when it runs."""
 
     def by_row(values: np.ndarray[tuple[int], np.dtype[np.int64]]) -> torch.Tensor:
-        return torch.from_numpy(np.repeat(values, rows.num_rows)).to(spec.device)
+        return torch.from_numpy(np.repeat(values, rows.num_rows)).to(spec.device, non_blocking=True)
 
     return ListedRows(
         spec=spec, tables=tables.device, table_row=by_row(rows.table_row), first_page=by_row(rows.first_page)

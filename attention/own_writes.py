@@ -30,7 +30,7 @@ def plan_own_writes(rows: ExchangeRows, *, cp_rank: int, device: torch.device) -
     places = rows.row_places(is_own, cp_rank=cp_rank)
     is_all = len(places) == rows.rows_of(cp_rank)
     return OwnWrites(
-        places=None if is_all else torch.from_numpy(places).to(device),
+        places=None if is_all else torch.from_numpy(places).to(device, non_blocking=True),
         where=rows.take(is_own & (rows.computed_by == cp_rank)).where_stored(device=device),
     )
 
@@ -61,7 +61,7 @@ def plan_foreign_rows(rows: ExchangeRows, *, cp_rank: int, device: torch.device)
     taken = foreign.stored_by == cp_rank
     return ForeignRows(
         most=most,
-        sent=torch.from_numpy(rows.row_places(rows.is_foreign, cp_rank=cp_rank)).to(device),
-        taken=torch.from_numpy((foreign.computed_by * most + number)[taken]).to(device),
+        sent=torch.from_numpy(rows.row_places(rows.is_foreign, cp_rank=cp_rank)).to(device, non_blocking=True),
+        taken=torch.from_numpy((foreign.computed_by * most + number)[taken]).to(device, non_blocking=True),
         where=foreign.take(taken).where_stored(device=device),
     )

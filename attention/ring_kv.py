@@ -130,7 +130,7 @@ class RingKv:
                 taken = rows.take(rows.is_foreign & (rows.computed_by == source) & (rows.stored_by == index) & is_first)
                 yield _Block(
                     distance=distance,
-                    pages=torch.from_numpy(own_pages[first : first + block_pages]).to(self._device),
+                    pages=torch.from_numpy(own_pages[first : first + block_pages]).to(self._device, non_blocking=True),
                     sent=self._own_places(sent),
                     num_pages=max(end - first, 0),
                     taken=taken.where_stored(device=self._device),
@@ -141,7 +141,7 @@ class RingKv:
 
     def _own_places(self, segments: Bools) -> torch.Tensor:
         places = self._rows.row_places(segments, cp_rank=self._group.index)
-        return torch.from_numpy(places).to(self._device)
+        return torch.from_numpy(places).to(self._device, non_blocking=True)
 
     def _patched(self, source: "_Contribution", *, first: int, end: int) -> _Rows:
         """This rank's own rows whose page is among the pages [first, end) of what `source` contributes."""

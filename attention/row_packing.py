@@ -26,6 +26,9 @@ class RowPacking:
         """uint8 [n, row_bytes] to each plane [n, heads, elements]."""
         sizes = [plane.num_heads * plane.run_bytes for plane in self._planes]
         return [
-            part.contiguous().view(TORCH_DTYPES[plane.dtype]).view(len(packed), plane.num_heads, plane.elements)
+            # Copied: of a single row a slice counts as contiguous wherever it begins.
+            part.clone(memory_format=torch.contiguous_format)
+            .view(TORCH_DTYPES[plane.dtype])
+            .view(len(packed), plane.num_heads, plane.elements)
             for plane, part in zip(self._planes, packed.split(sizes, dim=1), strict=True)
         ]

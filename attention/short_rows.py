@@ -157,7 +157,9 @@ def plan_short_rows(
             order.append(starts[chosen][:, None] + np.arange(num_rows))
     flat = np.concatenate([part.ravel() for part in order])
     as_it_stands = np.array_equal(flat, np.arange(total_rows))
-    return ShortRows(batches=batches, order=None if as_it_stands else torch.from_numpy(flat).to(spec.device))
+    return ShortRows(
+        batches=batches, order=None if as_it_stands else torch.from_numpy(flat).to(spec.device, non_blocking=True)
+    )
 
 
 def _plan_batch(tables: PageTables, rows: AttentionRows, *, spec: AttentionSpec, scratch: Scratch) -> RowBatch:
@@ -175,7 +177,7 @@ def _plan_batch(tables: PageTables, rows: AttentionRows, *, spec: AttentionSpec,
         value=None
         if is_one_plane
         else _plan_gather(spec.value.plane, pages, kv_len=kv_len, spec=spec, scratch=scratch),
-        mask=None if mask is None else torch.from_numpy(mask).to(spec.device),
+        mask=None if mask is None else torch.from_numpy(mask).to(spec.device, non_blocking=True),
     )
 
 
@@ -186,7 +188,7 @@ def _plan_gather(name: str, pages: Ints, *, kv_len: int, spec: AttentionSpec, sc
     heads = len(pages) * plane.plane.num_heads
     return PlaneGather(
         rows=plane,
-        index=torch.from_numpy(index).to(spec.device),
+        index=torch.from_numpy(index).to(spec.device, non_blocking=True),
         gathered=gathered,
         by_head=gathered.view(heads, -1, plane.plane.elements)[:, :kv_len],
     )

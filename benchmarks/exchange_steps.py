@@ -18,6 +18,9 @@ from proto import control_pb2, step_pb2
 from worker.step.rows import StepRows
 from worker.step.sequence_tables import SequenceTables
 
+#: Of the memory that the steps are planned for; the spare page comes after them.
+NUM_PAGES = 400
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepChunk:
@@ -64,16 +67,22 @@ def exchange_policy(
 
 
 def step_rows(
-    chunks: Sequence[StepChunk], *, cp: int, cp_rank: int, page_size: int, group: CacheGroup | None = None
+    chunks: Sequence[StepChunk],
+    *,
+    cp: int,
+    cp_rank: int,
+    page_size: int,
+    group: CacheGroup | None = None,
+    tp: int = 1,
 ) -> StepRows:
     """The rows of `cp_rank` in a step of these chunks, each of a sequence of its own. Decoding ones come first. Pages
-    are numbered on each rank in the order of their chunks.
+    are numbered on each rank in the order of their chunks. With `tp` there is padding where rows do not share out.
     """
-    shape = ReplicaShape(attention=AttentionSizes(cp=cp), experts=None)
-    settings = EngineSettings(page_size=page_size, max_sequences=len(chunks), kv_tokens=1 << 22)
+    shape = ReplicaShape(attention=AttentionSizes(cp=cp, tp=tp), experts=None)
+    settings = EngineSettings(page_size=page_size, max_sequences=len(chunks), kv_tokens=NUM_PAGES * page_size)
     tables = SequenceTables(
         shape=shape,
-        coordinates=shape.coordinates(cp_rank),
+        coordinates=shape.coordinates(cp_rank * tp),
         settings=settings,
         groups=[group or cache_group()],
         device=torch.device("cpu"),

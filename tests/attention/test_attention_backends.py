@@ -98,6 +98,11 @@ def test_a_window_hides_what_lies_behind_it(make_backend: MakeBackend, window: i
     assert_agrees(make_case(make_spec(window=window, page_size=page_size), entries), make_backend)
 
 
+def test_a_window_hides_nothing_of_rows_that_are_not_causal(make_backend: MakeBackend) -> None:
+    entries = [(1, 9, FULL), (1, 9, CAUSAL), (12, 20, FULL), (3, 18, FULL), (12, 20, CAUSAL)]
+    assert_agrees(make_case(make_spec(window=4), entries), make_backend)
+
+
 def test_a_window_longer_than_a_block_of_queries_agrees_with_the_definition(make_backend: MakeBackend) -> None:
     spec = make_spec(num_heads=1, num_kv_heads=1, window=300, page_size=16)
     assert_agrees(make_case(spec, [(530, 700, CAUSAL)]), make_backend)

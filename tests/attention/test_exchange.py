@@ -16,7 +16,7 @@ from attention.exchange_rows import ExchangeRows
 from attention.interface import AttentionSpec
 from attention.layer_memory import LayerFormat, LayerMemory, bind_layer
 from attention.torch_backend import TorchAttentionBackend
-from benchmarks.exchange_steps import StepChunk, cache_group, exchange_policy, step_rows
+from benchmarks.exchange_steps import NUM_PAGES, StepChunk, cache_group, exchange_policy, step_rows
 from parallel.collectives.communicator import CollectiveClock, Communicator
 from parallel.collectives.groups import Rendezvous, build_groups
 from parallel.shape import AttentionSizes, ReplicaShape
@@ -78,37 +78,38 @@ class Setting:
     forced: Strategy | None
     window: int = 0
     max_tokens: int = 1 << 20
+    tp: int = 1
     lay_out: Callable[[PageLayout], PageLayout] = lambda page: page
 
     def run(self, rank: int, group: Communicator) -> None:
         """On one cp rank: asserts on its own rows and pages."""
         sees = Window(tokens=self.window) if self.window else EVERYTHING
         storage = cache_group(sees=sees, num_kv_heads=KV_HEADS, head_size=DIM)
-        steps = step_rows(self.chunks, cp=self.cp, cp_rank=rank, page_size=PAGE, group=storage)
+        steps = step_rows(self.chunks, cp=self.cp, cp_rank=rank, page_size=PAGE, group=storage, tp=self.tp)
         rows, numbers = steps.groups["full"], numbers_of(self.chunks)
         page = self.lay_out(lay_out_page(storage.planes, page_size=PAGE, num_heads=KV_HEADS, dtype="float32"))
         spec = AttentionSpec(
             num_heads=HEADS, page=page, key=storage.key, value=storage.value, window=self.window, device=DEVICE
         )
         form = LayerFormat(page=page, key=storage.key, value=storage.value, scale=SCALE)
-        layer = bind_layer(torch.zeros((400, page.page_bytes), dtype=torch.uint8), form)
+        # The spare page is the last one that there is.
+        layer = bind_layer(torch.zeros((NUM_PAGES + 1, page.page_bytes), dtype=torch.uint8), form)
         self._fill(layer, rows, numbers, rank)
-        own = rows.take(rows.computed_by == rank)
+        own = rows.take((rows.computed_by == rank) & (np.arange(len(rows.chunk)) < len(rows.chunk) - rows.padding))
         chunk_of_row = np.repeat(own.chunk, own.num_rows).tolist()
         places = list(zip(chunk_of_row, own.positions.tolist(), strict=True))
         exchange = plan_exchange(
             rows, group=group, backend=TorchAttentionBackend(spec), policy=self._policy(), device=DEVICE
         )
-        new = [
-            _stacked([getattr(numbers[chunk], plane)[position] for chunk, position in places], (KV_HEADS, DIM))
-            for plane in ("k", "v")
-        ]
-        q = _stacked(
-            [numbers[chunk].q[position - self.chunks[chunk].cached_tokens] for chunk, position in places],
-            (HEADS, DIM),
+        padding = [torch.zeros(rows.padding, heads, DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+        q = [numbers[chunk].q[position - self.chunks[chunk].cached_tokens] for chunk, position in places]
+        k, v = ([getattr(numbers[chunk], plane)[position] for chunk, position in places] for plane in ("k", "v"))
+        q_TH, k_TH, v_TH = (
+            torch.cat([*(row[None] for row in part), pad]) for part, pad in zip((q, k, v), padding, strict=True)
         )
-        output, lse = exchange.attend(q, new, layer, with_lse=True)
-        assert lse is not None and lse.shape == (len(places), HEADS)
+        output, lse = exchange.attend(q_TH, (k_TH, v_TH), layer, with_lse=True)
+        assert lse is not None and lse.shape == (len(places) + rows.padding, HEADS)
+        assert output.isfinite().all()
         for row, (chunk, position) in enumerate(places):
             wanted = expected(self.chunks[chunk], numbers[chunk], position, window=self.window)
             torch.testing.assert_close(output[row].double(), wanted, atol=1e-5, rtol=1e-5)
@@ -150,10 +151,6 @@ class Setting:
                     end = min((place + 1) * PAGE, chunk.cached_tokens + chunk.new_tokens)
                     found += [(slot, position, page) for position in range(place * PAGE, end)]
         return found
-
-
-def _stacked(parts: Sequence[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.stack(list(parts)) if parts else torch.empty((0, *shape))
 
 
 def run_on_all(settings: Sequence[Setting], *, cp: int) -> None:
@@ -198,6 +195,21 @@ def test_a_window_shorter_or_longer_than_what_a_rank_has_is_seen_whole(cp: int) 
         [
             Setting(chunks=chunks, cp=cp, forced=None, window=window, max_tokens=max_tokens)
             for window, max_tokens in windows
+        ],
+        cp=cp,
+    )
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("cp", [1, 2])
+@pytest.mark.parametrize("window", [0, 9])
+def test_rows_that_do_not_share_out_over_tp_are_padded_with_rows_that_touch_no_other(cp: int, window: int) -> None:
+    decoding = [replace(chunk, home=(chunk.home or 0) % cp) for chunk in DECODING]
+    steps = [[*decoding[:5], *PROMPTS], decoding[2:3], PROMPTS[1:2], decoding[:7]]
+    run_on_all(
+        [
+            Setting(chunks=chunks, cp=cp, forced=forced, window=window, tp=4)
+            for chunks, forced in itertools.product(steps, STRATEGIES)
         ],
         cp=cp,
     )

@@ -162,6 +162,7 @@ class SequenceTables:
             seen=np.concatenate([seen, at_home]),
             skipped=np.concatenate([skipped, np.zeros_like(at_home)]),
             first_page=padded(first_page, 0),
+            padding=padding,
         )
 
     def _token_ids(self, chunks: Chunks, segments: Segments, is_own: Bools, *, total: int) -> Ints:

@@ -63,7 +63,7 @@ class EmbeddingInput:
         ids = torch.from_numpy(rows.token_ids).to(self._device, non_blocking=True)
         if len(rows.slot_rows):
             tokens = self._slot_tokens.take(rows.slots.tolist())
-            ids[torch.from_numpy(rows.slot_rows).to(self._device)] = tokens
+            ids[torch.from_numpy(rows.slot_rows).to(self._device, non_blocking=True)] = tokens
         if not self._is_last:
             self._slot_tokens.expect(rows)
         return self._embedding(ids, local_rows=rows.local_rows)
@@ -123,7 +123,7 @@ class DrawOutput:
         tokens_S = torch.empty(0, dtype=torch.int64, device=x_LH.device)
         is_finite_S = tokens_S.bool()
         if len(is_own):
-            index = torch.from_numpy(local[is_own]).to(x_LH.device)
+            index = torch.from_numpy(local[is_own]).to(x_LH.device, non_blocking=True)
             logits_SV = self._output(x_LH[index], padded_draws=self._most_draws(rows))
         if slots:
             places = zip(slots, positions, strict=True)
