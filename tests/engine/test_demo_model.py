@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 from proto import inference_pb2, inference_pb2_grpc
 from router.text import ModelText
 from tests.harness.checkpoints import Oracle, from_folder
-from tests.harness.parity import first_near_tie
+from tests.harness.near_ties import first_near_tie
 from tests.harness.running_router import running_router, topology
 
 DENSE = Path(".cache/models/smollm2-135m-llama").absolute()

@@ -9,7 +9,7 @@ from proto import control_pb2
 from router.generation import GenerationRequest
 from tests.engine.test_parity import LAYOUTS
 from tests.harness.checkpoints import VOCAB_SIZE, Oracle
-from tests.harness.parity import first_near_tie
+from tests.harness.near_ties import first_near_tie
 from tests.harness.running_router import greedy, running_router, topology
 
 NUM_TOKENS = 24

@@ -32,6 +32,9 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from proto import control_pb2
+from worker.step.sampler import Draw, draw_tokens
+
 VOCAB_SIZE = 211
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -87,8 +90,10 @@ ROPES: dict[str, dict[str, Any]] = {
 }
 
 
+#: Of the sweep's gpt-oss: shorter than a zigzag block may be, and longer than a chunk.
+SWEEP_WINDOWS = {"gpt_oss": 13, "gpt_oss_wide": 45}
 #: Where the usual one would bring a gate near a tie (tests/engine/test_gate_margins.py).
-_SWEEP_SEEDS = {"glm4_moe": 13, "gpt_oss": 7}
+_SWEEP_SEEDS = {"glm4_moe": 17, "gpt_oss": 7, "gpt_oss_wide": 7}
 #: What every GLM here has.
 _GLM: dict[str, Any] = {
     "attention_bias": True,
@@ -102,14 +107,14 @@ _GLM: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class OracleAnswer:
-    """transformers' own greedy tokens after one prompt, and the logits [n, V] that chose them."""
+    """The tokens that follow one prompt by transformers' logits, and these [n, V]."""
 
     token_ids: tuple[int, ...]
     logits: npt.NDArray[np.float32]
 
 
 class Oracle:
-    """transformers with the checkpoint in `folder`, one prompt at a time, unpadded."""
+    """transformers with the checkpoint in `folder`, one prompt at a time, unpadded. Its `answer` is greedy."""
 
     def __init__(self, folder: Path, model: Any) -> None:
         self.folder = folder
@@ -129,14 +134,20 @@ class Oracle:
         """One forward over `token_ids`."""
         self._model(torch.tensor([token_ids]), use_cache=False)
 
+    def drawn(self, prompt_ids: tuple[int, ...], num_tokens: int, sampling: control_pb2.Sampling) -> OracleAnswer:
+        """The same with `num_tokens` drawn by `sampling`."""
+        return self.answer(prompt_ids, num_tokens, sampling.SerializeToString(deterministic=True))
+
     @torch.inference_mode()
-    def _answer(self, prompt_ids: tuple[int, ...], num_tokens: int) -> OracleAnswer:
+    def _answer(self, prompt_ids: tuple[int, ...], num_tokens: int, sampling: bytes = b"") -> OracleAnswer:
+        how = control_pb2.Sampling.FromString(sampling)
         ids, cache, token_ids, logits = torch.tensor([prompt_ids]), None, [], []
-        for _ in range(num_tokens):
+        for position in range(len(prompt_ids), len(prompt_ids) + num_tokens):
             out = self._model(ids, cache=cache, use_cache=True)
             cache = out.past_key_values
-            logits.append(out.logits[0, -1].float().numpy())
-            token_ids.append(int(logits[-1].argmax()))
+            row = out.logits[:, -1].float()
+            logits.append(row[0].numpy())
+            token_ids.append(int(draw_tokens(row, [Draw(sampling=how, position=position)])))
             ids = torch.tensor([[token_ids[-1]]])
         return OracleAnswer(token_ids=tuple(token_ids), logits=np.stack(logits))
 
@@ -258,7 +269,7 @@ def sweep_model(folder: Path, *, family: str, num_layers: int) -> Oracle:
                 num_local_experts=24,
                 num_experts_per_tok=3,
                 swiglu_limit=0.6,
-                sliding_window=13,
+                sliding_window=SWEEP_WINDOWS[family],
                 rope_parameters=_UNTRUNCATED,
             )
         ),
@@ -275,7 +286,7 @@ def sweep_model(folder: Path, *, family: str, num_layers: int) -> Oracle:
             )
         ),
     }
-    oracle = _save(_with_skewed_gates(_with_random_vectors(makers[family]())), folder)
+    oracle = _save(_with_skewed_gates(_with_random_vectors(makers[family.removesuffix("_wide")]())), folder)
     return _with_prediction_layer(oracle) if family == "glm4_moe" else oracle
 
 

@@ -1,6 +1,6 @@
 """How clearly an oracle's gates choose: near a tie, rounding may send a row to another expert, and logits differ."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,10 @@ from parallel.models.registry import describe_checkpoint
 from tests.harness.checkpoints import Oracle
 
 
-def least_margin(oracle: Oracle, prompts: Sequence[tuple[int, ...]], *, n: int) -> float:
+def least_margin(oracle: Oracle, sequences: Iterable[Sequence[int]]) -> float:
     """The least distance between the last that a gate chose and the first that it did not, expert or group.
 
-    Over all rows of the answers of `n` tokens to `prompts`, in all layers, in sigmoids or, under a softmax, in logits.
+    Over all rows of `sequences`, in all layers, in sigmoids or, under a softmax, in logits.
     """
     experts = describe_checkpoint(oracle.folder).experts
     assert experts is not None
@@ -25,9 +25,8 @@ def least_margin(oracle: Oracle, prompts: Sequence[tuple[int, ...]], *, n: int) 
 
     hooks = [gate.register_forward_hook(see) for gate in oracle.gates()]
     assert len(hooks) == len(experts.layers)
-    for prompt in prompts:
-        ids = (*prompt, *oracle.answer(prompt, n).token_ids[:-1])
-        oracle.run(ids)
+    for sequence in sequences:
+        oracle.run(sequence)
     for hook in hooks:
         hook.remove()
     return min(margins)

@@ -8,10 +8,9 @@ from proto import control_pb2
 from router.generation import Generation, GenerationRequest
 from tests.harness.checkpoints import Oracle, OracleAnswer
 from tests.harness.local_replica import LocalReplica
+from tests.harness.near_ties import TOLERANCE, first_near_draw
 from tests.harness.running_router import RunningRouter, greedy
 
-#: Of a position's largest magnitude, in float32.
-TOLERANCE = 3e-5
 _LEAST_COMPARED = 0.8
 
 
@@ -63,20 +62,14 @@ def _assert_agree(logits: Sequence[np.ndarray], answer: OracleAnswer, *, length:
 
 
 def assert_tokens_agree(generations: Sequence[Generation], oracle: Oracle, *, n: int) -> None:
-    """Greedy tokens are the oracle's up to the first near tie, and enough of them are compared."""
+    """Tokens, greedy or drawn, are the oracle's up to the first near tie, and enough of them are compared."""
     compared = 0
     for generation in generations:
-        answer = oracle.answer(generation.request.prompt_ids, n)
-        end = first_near_tie(answer.logits)
+        prompt, sampling = generation.request.prompt_ids, generation.request.sampling
+        answer = oracle.drawn(prompt, n, sampling)
+        end = first_near_draw(answer.logits, sampling, position=len(prompt))
         assert len(generation.token_ids) == n
-        assert tuple(generation.token_ids[:end]) == answer.token_ids[:end], len(generation.request.prompt_ids)
+        assert tuple(generation.token_ids[:end]) == answer.token_ids[:end], (len(prompt), sampling.temperature)
         compared += end
     share = compared / (n * len(generations))
     assert share >= _LEAST_COMPARED, f"near ties left only {share:.0%} of the tokens to compare: choose other seeds"
-
-
-def first_near_tie(logits: np.ndarray) -> int:
-    """The first position where the two best logits lie within five tolerances: from there any token may follow."""
-    best = np.sort(logits, axis=1)[:, -2:]
-    ties = (best[:, 1] - best[:, 0]) < 5 * TOLERANCE * np.abs(logits).max(axis=1)
-    return int(ties.argmax()) if ties.any() else len(logits)

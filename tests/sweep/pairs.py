@@ -65,7 +65,22 @@ def parse_pair(text: str) -> Pair:
     )
 
 
-FAMILIES = ("llama", "mixtral", "qwen2", "qwen3", "qwen3_moe", "glm4_moe")
+FAMILIES = ("llama", "mixtral", "qwen2", "qwen3", "qwen3_moe", "glm4_moe", "gpt_oss", "gpt_oss_wide")
+#: In which order they are drawn; those that hold more that may go wrong come up more often.
+_TURNS = (
+    "gpt_oss",
+    "glm4_moe",
+    "llama",
+    "gpt_oss_wide",
+    "qwen2",
+    "mixtral",
+    "glm4_moe",
+    "gpt_oss",
+    "qwen3",
+    "glm4_moe",
+    "gpt_oss_wide",
+    "qwen3_moe",
+)
 #: Families without experts, and the axes that they have.
 DENSE = frozenset({"llama", "qwen2", "qwen3"})
 DENSE_AXES = ("pp", "dp", "cp", "tp")
@@ -141,6 +156,14 @@ CORNERS = (
     "glm4_moe prefill=tp8.moe_dp8 decode=dp2.tp4.ep2.moe_tp4 pages=8.4",
     "glm4_moe prefill=cp2.tp2.ep4 decode=pp2.cp2.moe_dp2 pages=4.16 dispatch=all_to_all",
     "glm4_moe unified=pp2.dp2.tp2.moe_dp2.ep2",
+    "glm4_moe prefill=cp4.moe_dp2.ep2 decode=cp4.ep4 exchange=ring pages=8.16",
+    "gpt_oss prefill=cp2 decode=dp2 pages=16.16",
+    "gpt_oss prefill=cp4.tp2 decode=dp2.tp4.moe_dp2.ep4 pages=16.8",
+    "gpt_oss prefill=pp8 decode=cp3.moe_tp3 pages=8.4",
+    "gpt_oss unified=pp2.cp2.tp2.moe_dp2.ep2 exchange=pass_q pages=4.4 dispatch=all_to_all",
+    "gpt_oss_wide prefill=cp8.moe_dp2.ep4 decode=tp8.moe_tp8 pages=4.16",
+    "gpt_oss_wide prefill=pp2.cp2.moe_dp2 decode=dp2.cp2.ep4 exchange=ring",
+    "gpt_oss_wide unified=dp2.cp4.ep4.moe_tp2",
     "mixtral prefill=dp8.ep8 decode=dp8.moe_tp8",
     "mixtral prefill=cp8.moe_dp8 decode=cp8.ep8 exchange=pass_q",
     "mixtral prefill=cp3 decode=dp3.moe_tp3",
@@ -161,7 +184,7 @@ def spread(*, count: int, seed: int = 1) -> list[Pair]:
     source = random.Random(seed)
     by_axes = {dense: _by_axes(dense=dense) for dense in (True, False)}
     while len(pairs) < count:
-        family = FAMILIES[len(pairs) % len(FAMILIES)]
+        family = _TURNS[len(pairs) % len(_TURNS)]
         choices = by_axes[family in DENSE]
         prefill, decode = (source.choice(choices[source.choice(list(choices))]) for _ in range(2))
         pair = Pair(

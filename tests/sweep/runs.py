@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ from benchmarks.bench import Bench, running_bench
 from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
 from parallel.topology import PoolSpec
+from proto import control_pb2
+from router.generation import GenerationRequest
 from tests.harness.checkpoints import VOCAB_SIZE, Oracle, sweep_model
 from tests.harness.parity import assert_probes_agree, assert_tokens_agree, probes
 from tests.harness.running_router import greedy
@@ -32,15 +36,18 @@ class Sweep:
         self._bench = bench
         self.oracle = cache(self._oracle)
 
-    def run(self, pair: Pair, *, num_layers: int | None = None) -> None:
-        """AssertionError where a logit or a token of `pair` is not transformers'."""
+    def run(self, pair: Pair, *, num_layers: int | None = None) -> int:
+        """AssertionError where a logit or a token of `pair` is not transformers'. Returns how many tokens of prompts
+        were found in the prefix cache, where the probes left them.
+        """
         num_layers = num_layers or (_SHALLOW if max(shape.pp for shape in pair.shapes) <= _SHALLOW else _DEEP)
         oracle = self.oracle(pair.family, num_layers)
-        requests = probes(oracle, prompts(), n=NUM_TOKENS)
-        requests += [greedy(prompt, max_new_tokens=NUM_TOKENS) for prompt in prompts()]
-        generations = self._bench.generate(pools(pair), requests, model=str(oracle.folder), timeout_s=_TIMEOUT_S)
-        assert_probes_agree(generations[: len(LENGTHS)], oracle, n=NUM_TOKENS)
-        assert_tokens_agree(generations[len(LENGTHS) :], oracle, n=NUM_TOKENS)
+        with self._bench.pools(pools(pair), model=str(oracle.folder), timeout_s=_TIMEOUT_S) as up:
+            probed = up.generate(probes(oracle, prompts(), n=NUM_TOKENS), timeout_s=_TIMEOUT_S)
+            found = up.generate(copies(), timeout_s=_TIMEOUT_S)
+        assert_probes_agree(probed, oracle, n=NUM_TOKENS)
+        assert_tokens_agree(found, oracle, n=NUM_TOKENS)
+        return sum(generation.cached_tokens for generation in found)
 
     def _oracle(self, family: str, num_layers: int) -> Oracle:
         folder = self._folder / f"{family}-{num_layers}"
@@ -75,6 +82,16 @@ def _pool(name: str, shape: ReplicaShape, *, pair: Pair, page_size: int) -> Pool
         exchange_tokens=128,
     )
     return PoolSpec(name=name, replicas=1, shape=shape, engine=engine)
+
+
+def copies() -> list[GenerationRequest]:
+    """The prompts again, each greedy and each with tokens drawn from all or, of every other, from the most likely."""
+    requests = [greedy(prompt, max_new_tokens=NUM_TOKENS) for prompt in prompts()]
+    drawn = [
+        replace(request, sampling=control_pb2.Sampling(temperature=0.8, top_p=top_p, top_k=top_k, seed=seed))
+        for seed, (request, (top_p, top_k)) in enumerate(zip(requests, cycle([(1, 0), (0.9, 8)]), strict=False))
+    ]
+    return [*requests, *drawn]
 
 
 def prompts() -> list[tuple[int, ...]]:

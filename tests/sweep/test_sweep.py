@@ -1,5 +1,6 @@
-"""A spread of layouts over every axis, in living processes: 60 in each test run, 600 in the full one."""
+"""A spread of layouts over every axis, in living processes: 62 in each test run, 600 in the full one."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import pytest
 
 from tests.sweep.mutants import MUTANTS, Mutant, check_control, plant
 from tests.sweep.pairs import Pair, parse_pair, spread
-from tests.sweep.runs import Sweep, running_sweep
+from tests.sweep.runs import LENGTHS, Sweep, running_sweep
 
-FAST, FULL = 60, 600
+FAST, FULL = 62, 600
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,20 @@ def test_a_layout_gives_the_tokens_of_transformers(sweep: Sweep, pair: Pair) -> 
 @pytest.mark.parametrize("pair", spread(count=FULL)[FAST:], ids=str)
 def test_many_more_layouts_give_the_tokens_of_transformers(sweep: Sweep, pair: Pair) -> None:
     run(sweep, pair)
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("line", ["gpt_oss unified=cp2 pages=4.4", "glm4_moe prefill=cp2 decode=1"])
+def test_the_second_wave_finds_its_prompts_in_the_prefix_cache(sweep: Sweep, line: str) -> None:
+    pair = parse_pair(line)
+    whole_pages = [(length - 1) // pair.pages[0] * pair.pages[0] for length in LENGTHS]
+    assert sweep.run(pair) == 2 * sum(whole_pages)
+
+
+def test_every_new_family_is_in_a_dozen_pairs_of_each_run_and_a_hundred_of_the_full_one() -> None:
+    for count, least in ((FAST, 12), (FULL, 100)):
+        families = Counter(pair.family.removesuffix("_wide") for pair in spread(count=count))
+        assert families["gpt_oss"] >= least and families["glm4_moe"] >= least
 
 
 @pytest.mark.parametrize(
