@@ -19,11 +19,15 @@ MAX_WORLD = 8
 EXCHANGES = ("auto", "gather", "ring", "pass_q")
 DISPATCHES = ("gather", "all_to_all")
 PAGE_SIZES = (8, 4, 16)
+#: Tokens of KV on a rank: for all prompts at once, or for hardly more than one, so that they wait and the cache evicts.
+ROOMY, NARROW = 2048, 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """What runs: one shape where it is unified, two where KV is handed off. `pages` are both sides' page sizes."""
+    """What runs: one shape where it is unified, two where KV is handed off. `pages` are both sides' page sizes,
+    and `kv` the tokens that a rank has room for.
+    """
 
     family: str
     prefill: ReplicaShape
@@ -31,12 +35,14 @@ class Pair:
     exchange: str = "auto"
     dispatch: str = "auto"
     pages: tuple[int, int] = (8, 8)
+    kv: int = ROOMY
 
     def __str__(self) -> str:
         prefill = shape_text(self.prefill)
         pools = f"unified={prefill}" if self.decode is None else f"prefill={prefill} decode={shape_text(self.decode)}"
         chosen = f"exchange={self.exchange} dispatch={self.dispatch}"
-        return f"{self.family} {pools} {chosen} pages={self.pages[0]}.{self.pages[1]}"
+        room = f" kv={self.kv}" if self.kv != ROOMY else ""
+        return f"{self.family} {pools} {chosen} pages={self.pages[0]}.{self.pages[1]}{room}"
 
     @property
     def shapes(self) -> tuple[ReplicaShape, ...]:
@@ -62,6 +68,7 @@ def parse_pair(text: str) -> Pair:
         exchange=values.get("exchange", "auto"),
         dispatch=values.get("dispatch", "auto"),
         pages=(first, second),
+        kv=int(values.get("kv", ROOMY)),
     )
 
 
@@ -85,7 +92,7 @@ _TURNS = (
 DENSE = frozenset({"llama", "qwen2", "qwen3"})
 DENSE_AXES = ("pp", "dp", "cp", "tp")
 AXES = (*DENSE_AXES, "moe_dp", "ep", "moe_tp")
-_LEGAL = "exchange, dispatch, pages"
+_LEGAL = "exchange, dispatch, pages, kv"
 _KEYS = frozenset({"unified", "prefill", "decode", *_LEGAL.split(", ")})
 
 
@@ -164,6 +171,9 @@ CORNERS = (
     "gpt_oss_wide prefill=cp8.moe_dp2.ep4 decode=tp8.moe_tp8 pages=4.16",
     "gpt_oss_wide prefill=pp2.cp2.moe_dp2 decode=dp2.cp2.ep4 exchange=ring",
     "gpt_oss_wide unified=dp2.cp4.ep4.moe_tp2",
+    "gpt_oss unified=cp2.moe_dp2 kv=128",
+    "gpt_oss_wide prefill=dp2.cp2.ep4 decode=cp2.ep2 exchange=ring pages=4.16 kv=128",
+    "glm4_moe prefill=cp2.tp2.ep4 decode=dp2.ep2 pages=16.4 kv=128",
     "mixtral prefill=dp8.ep8 decode=dp8.moe_tp8",
     "mixtral prefill=cp8.moe_dp8 decode=cp8.ep8 exchange=pass_q",
     "mixtral prefill=cp3 decode=dp3.moe_tp3",
@@ -194,6 +204,7 @@ def spread(*, count: int, seed: int = 1) -> list[Pair]:
             exchange=source.choice(EXCHANGES),
             dispatch="auto" if family in DENSE else source.choice(DISPATCHES),
             pages=(source.choice(PAGE_SIZES), source.choice(PAGE_SIZES)),
+            kv=NARROW if source.random() < 0.1 else ROOMY,
         )
         if pair not in pairs:
             pairs.append(pair)

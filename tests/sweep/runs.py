@@ -76,7 +76,7 @@ def _pool(name: str, shape: ReplicaShape, *, pair: Pair, page_size: int) -> Pool
         page_size=page_size,
         max_batch_tokens=MAX_BATCH_TOKENS,
         max_sequences=16,
-        kv_tokens=2048,
+        kv_tokens=pair.kv,
         exchange=pair.exchange,
         dispatch=pair.dispatch,
         exchange_tokens=128,
