@@ -122,6 +122,48 @@ MUTANTS = (
         after="self._tokens[[slots[index] for index in kept]] = message[kept].flip(0)",
         pair="llama unified=pp2",
     ),
+    Mutant(
+        name="a window one too wide",
+        path="attention/short_rows.py",
+        before="np.maximum(visible - window, 0), 0)",
+        after="np.maximum(visible - window - 1, 0), 0)",
+        pair="gpt_oss unified=1",
+    ),
+    Mutant(
+        name="a window one too wide in a long chunk",
+        path="attention/block_rows.py",
+        before="hidden = (keys > own) | (keys <= own - self.spec.window)",
+        after="hidden = (keys > own) | (keys < own - self.spec.window)",
+        pair="gpt_oss unified=1",
+    ),
+    Mutant(
+        name="a window's page freed while it is seen",
+        path="worker/engine/pages.py",
+        before="group.release_before(request_id, group.first_seen(end))",
+        after="group.release_before(request_id, group.first_seen(end) + 1)",
+        pair="gpt_oss prefill=1 decode=1 pages=8.4",
+    ),
+    Mutant(
+        name="a plane's stride",
+        path="parallel/storage.py",
+        before="head_stride=page_size * position_stride,",
+        after="head_stride=(page_size - 1) * position_stride,",
+        pair="llama unified=1",
+    ),
+    Mutant(
+        name="a sink counted once per coordinate",
+        path="worker/blocks/attention.py",
+        before="torch.sigmoid(lse_TH - sinks_H)",
+        after="torch.sigmoid(lse_TH - sinks_H - 0.6931)",
+        pair="gpt_oss unified=cp2",
+    ),
+    Mutant(
+        name="a home's row stored at home, whoever owns the page",
+        path="worker/step/sequence_tables.py",
+        before="stored_by=padded(stored_by, self._cp_rank),",
+        after="stored_by=padded(segments.computed_by, self._cp_rank),",
+        pair="llama prefill=1 decode=cp2",
+    ),
 )
 
 
@@ -139,8 +181,8 @@ def is_killed(mutant: Mutant) -> bool:
     """Whether a single layer shows the mutant, and the sweep fails on it."""
     with tempfile.TemporaryDirectory() as folder:
         plant(mutant, Path(folder))
-        single = _sweep(Path(folder), "--layers", str(mutant.num_layers), mutant.pair)
-        swept = _sweep(Path(folder), "--spread")
+        single = failure_of(Path(folder), "--layers", str(mutant.num_layers), mutant.pair)
+        swept = failure_of(Path(folder), "--spread")
     for what, said in (("single layer", single), ("sweep", swept)):
         print(f"{mutant.name}: {what}: {said or 'NOT FOUND'}", flush=True)
     return bool(single and swept)
@@ -150,7 +192,7 @@ def check_control(pairs: Sequence[str], *, num_layers: int) -> None:
     """AssertionError where a copy of the tree fails one of `pairs` with nothing broken."""
     with tempfile.TemporaryDirectory() as folder:
         copy_tree(Path(folder))
-        said = _sweep(Path(folder), "--layers", str(num_layers), *pairs)
+        said = failure_of(Path(folder), "--layers", str(num_layers), *pairs)
         assert not said, f"the tree fails without any mutant: {said}"
 
 
@@ -163,14 +205,18 @@ def copy_tree(folder: Path) -> None:
 def plant(mutant: Mutant, folder: Path) -> None:
     """Copies the tree to `folder` with the mutant's line broken; AssertionError where it is not there once."""
     copy_tree(folder)
-    path = folder / mutant.path
+    replace_once(folder / mutant.path, before=mutant.before, after=mutant.after)
+
+
+def replace_once(path: Path, *, before: str, after: str) -> None:
+    """Writes `after` in the place of `before`; AssertionError where that is not once in the file `path`."""
     text = path.read_text()
-    count = text.count(mutant.before)
-    assert count == 1, f"mutant {mutant.name!r}: its line is {count} times in {mutant.path}"
-    path.write_text(text.replace(mutant.before, mutant.after))
+    count = text.count(before)
+    assert count == 1, f"{before!r} is {count} times in {path}"
+    path.write_text(text.replace(before, after))
 
 
-def _sweep(folder: Path, *arguments: str) -> str:
+def failure_of(folder: Path, *arguments: str) -> str:
     """The pair that the sweep in `folder` fails with; empty where all pass. AssertionError where it does not run."""
     started = time.monotonic()
     command = [sys.executable, "-m", "tests.sweep", *arguments]
