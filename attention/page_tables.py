@@ -55,17 +55,29 @@ def _indices(
 ) -> torch.Tensor:
     """The entries' pages one after the other, int32 [total]."""
     if tables.device.is_cpu:
-        joined, begin = buffer.take(total), 0
-        places = zip(rows.table_row.tolist(), rows.first_page.tolist(), num_pages.tolist(), strict=True)
-        for row, first, count in places:
-            joined[begin : begin + count] = tables.host[row, first : first + count]
-            begin += count
-        return torch.from_numpy(joined)
-    # On a device: what is copied is a number for each sequence, however long it is.
+        return join_on_host(tables, rows, num_pages=num_pages, out=buffer.take(total))
+    return join_on_device(tables, rows, num_pages=num_pages, total=total)
+
+
+def join_on_host(
+    tables: PageTables, rows: AttentionRows, *, num_pages: Ints, out: npt.NDArray[np.int32]
+) -> torch.Tensor:
+    """Into `out` int32 [total]: a copy for each entry."""
+    begin = 0
+    places = zip(rows.table_row.tolist(), rows.first_page.tolist(), num_pages.tolist(), strict=True)
+    for row, first, count in places:
+        out[begin : begin + count] = tables.host[row, first : first + count]
+        begin += count
+    return torch.from_numpy(out)
+
+
+def join_on_device(tables: PageTables, rows: AttentionRows, *, num_pages: Ints, total: int) -> torch.Tensor:
+    """Where the tables are: what goes there is a number for each entry, however long it is. Does not synchronise."""
+    device = tables.device.device
     starts = rows.table_row * tables.host.shape[1] + rows.first_page - (np.cumsum(num_pages) - num_pages)
-    counts = torch.from_numpy(num_pages).to(tables.device.device, non_blocking=True)
-    shift = torch.from_numpy(starts).to(tables.device.device, non_blocking=True)
-    flat = torch.arange(total, device=tables.device.device) + shift.repeat_interleave(counts, output_size=total)
+    counts = torch.from_numpy(num_pages).to(device, non_blocking=True)
+    shift = torch.from_numpy(starts).to(device, non_blocking=True)
+    flat = torch.arange(total, device=device) + shift.repeat_interleave(counts, output_size=total)
     return tables.device.reshape(-1).index_select(0, flat)
 
 

@@ -22,17 +22,27 @@ class GroupTables:
     """The tables of one cache group, of the sequences of one dp coordinate."""
 
     def __init__(
-        self, *, num_slots: int, cp: int, cp_rank: int, page_size: int, spare_page: int, device: torch.device
+        self,
+        *,
+        num_slots: int,
+        cp: int,
+        cp_rank: int,
+        page_size: int,
+        spare_page: int,
+        device: torch.device,
+        first_width: int = _FIRST_WIDTH,
     ) -> None:
-        """`num_slots` slots and after them the spare one, whose table is `spare_page`."""
+        """`num_slots` slots and after them the spare one, whose table is `spare_page`. There is room for `first_width`
+        pages of a sequence before the arrays grow.
+        """
         self._cp = cp
         self._cp_rank = cp_rank
         self._page_size = page_size
         self._device = device
-        self._own = np.zeros((num_slots + 1, _FIRST_WIDTH), dtype=np.int32)
+        self._own = np.zeros((num_slots + 1, first_width), dtype=np.int32)
         self._own[-1, 0] = spare_page
         self._on_device = torch.from_numpy(self._own).to(device)
-        self.owners: npt.NDArray[np.int16] = np.zeros((num_slots + 1, _FIRST_WIDTH), dtype=np.int16)
+        self.owners: npt.NDArray[np.int16] = np.zeros((num_slots + 1, first_width), dtype=np.int16)
         self._num_pages = np.zeros(num_slots + 1, dtype=np.int64)
         self._num_own = np.zeros(num_slots + 1, dtype=np.int64)
         self._begun = np.zeros((num_slots + 1, cp), dtype=np.int64)  # pages that planned positions have begun
