@@ -25,6 +25,23 @@ def test_the_least_recently_used_page_goes_first_and_the_end_of_a_prefix_before_
     assert cache.num_first(old) == 1
 
 
+def test_what_is_withdrawn_goes_at_once_where_nobody_reads_it_else_with_its_last_reader() -> None:
+    cache = PrefixCache(cp=1)
+    digests = page_digests(range(12), page_size=4, salt=b"")
+    places = [CachedPage(cp_rank=0, page=page) for page in range(3)]
+    for digest, place in zip(digests[:2], places[:2], strict=True):
+        assert cache.publish(digest, place, reader=1)
+    cache.release(digests[1:2], reader=1)
+    assert cache.withdraw(digests) == places[1:2]
+    assert cache.num_idle(0) == 0 and not any(map(cache.has, digests))
+    for digest, place in zip(digests[1:], places[1:], strict=True):  # the third was not here to be withdrawn
+        assert cache.publish(digest, place, reader=2)
+    assert [cache.has(digest) for digest in digests] == [False, True, True]
+    assert not cache.publish(digests[0], places[0], reader=2)
+    cache.release(digests[:1], reader=1)
+    assert cache.pages() == [[1, 2]]
+
+
 def test_a_key_depends_on_all_tokens_before_it_and_on_the_model_and_not_on_the_page_size() -> None:
     digests = page_digests(range(16), page_size=4, salt=b"a")
     assert len(set(digests)) == 4

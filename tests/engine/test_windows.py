@@ -6,7 +6,8 @@ from parallel.admission import longest_sequence
 from parallel.page_columns import column
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ReplicaShape
-from proto import control_pb2
+from parallel.storage import CacheGroup
+from proto import control_pb2, step_pb2
 from tests.engine.simulated_ranks import SimulatedRanks
 from tests.harness.cache_groups import full_group, window_group
 from worker.engine.leader import Leader
@@ -170,6 +171,41 @@ def test_a_prefix_is_no_longer_than_the_window_behind_it_is_there() -> None:
         length for length in range(21) if not {*gone} & set(range(max(0, length * 4 - 5) // 4, length))
     )
     running.leader.check_integrity()
+
+
+def compute(leader: Leader, request_id: int, *, tokens: int, is_finite: bool = True) -> list[dict[int, int]]:
+    """Runs a prompt of so many tokens to the one that it draws; returns by group the page at each place of its table.
+
+    All prompts begin alike.
+    """
+    submit = control_pb2.Submit(request_id=request_id, prompt_ids=range(tokens), max_new_tokens=1)
+    leader.handle(control_pb2.ToReplica(submit=submit))
+    (sequence,) = leader.sequences()
+    tables: list[dict[int, int]] = [{} for _ in leader.pages_of(sequence)]
+    while (plans := leader.next_plan()) is not None:
+        for table, held in zip(tables, leader.pages_of(sequence), strict=True):
+            table.update(enumerate(held.pages, held.first_page))
+        slots = [prompt.slot for prompt in plans[0].prompts if prompt.sample]
+        not_finite = [] if is_finite else slots
+        leader.handle_result(
+            step_pb2.StepResult(step_id=plans[0].step_id, slots=slots, token_ids=slots, not_finite=not_finite)
+        )
+    leader.check_integrity()
+    return tables
+
+
+@pytest.mark.parametrize("groups", [[full_group()], [window_group(6)], [full_group(), window_group(6)]])
+def test_no_page_of_a_broken_sequence_is_found_not_even_one_that_its_window_has_left(groups: list[CacheGroup]) -> None:
+    settings = EngineSettings(page_size=PAGE, max_batch_tokens=16, max_sequences=3, kv_tokens=400)
+    leader = Leader(shape=ONE, settings=settings, groups=groups)
+    compute(leader, 1, tokens=64, is_finite=False)
+    again = compute(leader, 2, tokens=64)
+    assert all(table.keys() == set(range(16)) for table in again)  # it computed every page itself
+    found = compute(leader, 3, tokens=41)
+    for group, table, own in zip(groups, found, again, strict=True):
+        seen = range((40 - 6 + 1) // PAGE if group.window else 0, 10)
+        assert [table[place] for place in seen] == [own[place] for place in seen]
+        assert min(table) == seen[0]
 
 
 def test_pages_that_two_read_are_set_aside_for_the_second_when_the_first_has_moved_on() -> None:

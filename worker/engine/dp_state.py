@@ -111,8 +111,9 @@ class DpState:
 
     def withdraw(self, sequence: Sequence) -> None:
         """What `sequence` computed or found is not to be trusted: no other finds it from now on."""
-        sequence.page_keys = None
-        self.pages.withdraw(sequence.request_id)
+        if sequence.page_keys is not None:
+            self.pages.withdraw(sequence.page_keys.digests)
+            sequence.page_keys = None
 
     def release(self, sequence: Sequence) -> None:
         """Gives up what an ended sequence holds; where the prefix cache is on, its outputs' full pages stay there."""

@@ -95,11 +95,12 @@ class GroupPages:
                 self._allocators[page.cp_rank].hand_over(request_id, page.page)
                 holding.shared[place] = digest
 
-    def withdraw(self, request_id: int) -> None:
-        """Nobody finds the pages of the request's table any more, whoever computed them: one that was found may be what
-        is wrong. Those that read them go on reading.
+    def withdraw(self, digests: Sequence[bytes]) -> None:
+        """Nobody finds pages of these keys any more, whoever computed them: one that was found may be what is wrong,
+        and so may one that lies behind the window by now. Those that read them go on reading.
         """
-        self._cache.withdraw(self._holdings[request_id].shared.values())
+        for place in self._cache.withdraw(digests):
+            self._allocators[place.cp_rank].evict(place.page)
 
     # ---- promises ----
 

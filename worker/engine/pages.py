@@ -140,10 +140,10 @@ class DpPages:
         for group in self.groups:
             group.publish(request_id, digests, first=first)
 
-    def withdraw(self, request_id: int) -> None:
-        """Nobody finds the pages of the request's tables any more."""
+    def withdraw(self, digests: Sequence[bytes]) -> None:
+        """Nobody finds pages of these keys any more."""
         for group in self.groups:
-            group.withdraw(request_id)
+            group.withdraw(digests)
 
     def release_unseen(self, request_id: int, *, end: int) -> bool:
         """No query before position `end` is still to be computed: what lies behind a window there returns. Whether more

@@ -97,9 +97,19 @@ class PrefixCache:
         self._places[digest], self._readers[digest] = place, [reader]
         return True
 
-    def withdraw(self, digests: Iterable[bytes]) -> None:
-        """Pages that are read here, and that nobody is to find any more; they go with their last reader."""
-        self._withdrawn.update(digests)
+    def withdraw(self, digests: Iterable[bytes]) -> list[CachedPage]:
+        """Nobody is to find the pages of these keys any more: returns those that are here no longer, which nobody read.
+        The others go with their last reader.
+        """
+        gone = []
+        for digest in digests:
+            if self._readers.get(digest):
+                self._withdrawn.add(digest)
+            elif digest in self._places:
+                place = self._places.pop(digest)
+                del self._readers[digest], self._idle[place.cp_rank][digest]
+                gone.append(place)
+        return gone
 
     def release(self, digests: Iterable[bytes], *, reader: int) -> list[Let]:
         """One reader less of each page; they come last page first, for a prefix is evicted from its end."""
