@@ -1,6 +1,8 @@
 """Groups with a window: what a sequence holds of them, takes from them, finds in them and is given in another pool."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from parallel.admission import longest_sequence
 from parallel.page_columns import column
@@ -11,6 +13,8 @@ from proto import control_pb2, step_pb2
 from tests.engine.simulated_ranks import SimulatedRanks
 from tests.harness.cache_groups import full_group, window_group
 from worker.engine.leader import Leader
+from worker.engine.pages import DpPages
+from worker.engine.prefix_cache import CachedPage
 
 PAGE = 4
 ONE = ReplicaShape(attention=AttentionSizes(), experts=None)
@@ -171,6 +175,28 @@ def test_a_prefix_is_no_longer_than_the_window_behind_it_is_there() -> None:
         length for length in range(21) if not {*gone} & set(range(max(0, length * 4 - 5) // 4, length))
     )
     running.leader.check_integrity()
+
+
+@given(
+    here=st.lists(st.tuples(*3 * [st.sampled_from([True, True, True, False])]), max_size=14),
+    windows=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+)
+def test_a_prefix_is_the_longest_of_which_every_group_has_all_that_is_seen_behind_it(
+    here: list[tuple[bool, ...]], windows: tuple[int, int]
+) -> None:
+    groups = [full_group(), *map(window_group, windows)]
+    pages = DpPages(groups, cp=1, pp=1, settings=EngineSettings(page_size=PAGE, kv_tokens=200))
+    digests = [place.to_bytes(16, "little") for place in range(len(here))]
+    for place, (digest, present) in enumerate(zip(digests, here, strict=True)):
+        for group, is_here in zip(pages.groups, present, strict=True):
+            if is_here:
+                group._cache.publish(digest, CachedPage(cp_rank=0, page=place), reader=1)
+
+    def is_found(length: int) -> bool:
+        firsts = [0, *(max(0, length * PAGE - window + 1) // PAGE for window in windows)]
+        return all(here[place][number] for number, first in enumerate(firsts) for place in range(first, length))
+
+    assert pages.num_cached(digests) == max(filter(is_found, range(len(here) + 1)))
 
 
 def compute(leader: Leader, request_id: int, *, tokens: int, is_finite: bool = True) -> list[dict[int, int]]:

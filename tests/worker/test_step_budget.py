@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,10 @@ from benchmarks.step_cost import DecodingReplica, backends
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ReplicaShape
 from proto import control_pb2, step_pb2
+from tests.harness.cache_groups import full_group, window_group
 from worker.engine.leader import Leader
+from worker.engine.pages import DpPages
+from worker.engine.prefix_cache import CachedPage
 
 
 def calls_of(work: Callable[[], object]) -> int:
@@ -98,3 +102,35 @@ def prompt_calls(*, cp: int, chunks: int) -> list[int]:
 def test_a_leader_does_as_much_for_a_prompts_last_chunk_as_for_its_second() -> None:
     calls = prompt_calls(cp=4, chunks=64)
     assert max(calls[32:-1]) <= 1.1 * max(calls[1:32])
+
+
+class CountedKeys(list[bytes]):
+    """Keys of a prefix, and how many of them were taken out one by one or by slices."""
+
+    num_taken = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        self.num_taken += len(range(*index.indices(len(self)))) if isinstance(index, slice) else 1
+        return super().__getitem__(index)
+
+
+def lookup_work(*windows: int, num_pages: int) -> tuple[int, int]:
+    """Of looking a prefix up of which the last window's group has lost every page and all others none: calls, and keys
+    that were taken.
+    """
+    settings = EngineSettings(page_size=16, kv_tokens=1 << 20)
+    groups = [full_group(), *map(window_group, windows)]
+    pages = DpPages(groups, cp=1, pp=1, settings=settings)
+    keys = CountedKeys(index.to_bytes(16) for index in range(num_pages))
+    for group in pages.groups[:-1]:
+        for page, key in enumerate(keys):
+            group._cache.publish(key, CachedPage(cp_rank=0, page=page), reader=1)
+    calls = calls_of(lambda: pages.num_cached(keys))
+    assert pages.num_cached(keys) == 0
+    return calls, keys.num_taken
+
+
+@pytest.mark.parametrize("windows", [(128,), (128, 128), (1 << 14, 128)])
+def test_looking_a_prefix_up_takes_as_much_for_each_page_however_many_there_are(windows: tuple[int, ...]) -> None:
+    few, many = (lookup_work(*windows, num_pages=num_pages) for num_pages in (200, 2000))
+    assert all(last < 11 * first for first, last in zip(few, many, strict=True)), (few, many)

@@ -80,10 +80,14 @@ class GroupPages:
         """How many pages of a prefix, from its first on, the cache has."""
         return self._cache.num_first(digests)
 
-    def last_gap(self, digests: Sequence[bytes]) -> int:
-        """Of the pages seen behind the prefix `digests`, the place of the last that the cache lacks, or -1."""
-        seen = range(self.first_seen(len(digests) * self._page_size), len(digests))
-        return next((place for place in reversed(seen) if not self._cache.has(digests[place])), -1)
+    @property
+    def pages_behind(self) -> int:
+        """How many pages a query sees, at most, that comes after whole pages: where there is a window."""
+        return -(-(self.window - 1) // self._page_size)
+
+    def has_cached(self, digest: bytes) -> bool:
+        """Whether the cache has the page of that key."""
+        return self._cache.has(digest)
 
     def publish(self, request_id: int, digests: Sequence[bytes], *, first: int) -> None:
         """The request's pages from the place `first` on are full and have the keys `digests`: others may read them."""

@@ -54,15 +54,19 @@ class DpPages:
 
     def num_cached(self, digests: Sequence[bytes]) -> int:
         """How many pages of a prefix are cached: the most of which groups that see everything have all, and groups with
-        a window those that are seen behind it.
+        a window those that are seen behind it. Looks at each page once: a prompt at the head of the queue may be long,
+        and most often its windows' pages are gone.
         """
-        count = min((group.num_cached(digests) for group in self._full), default=len(digests))
-        while count:
-            gap = max((group.last_gap(digests[:count]) for group in self._windows), default=-1)
-            if gap < 0:
+        end = min((group.num_cached(digests) for group in self._full), default=len(digests))
+        windows = [(group.pages_behind, group.has_cached) for group in self._windows]
+        deepest = max((depth for depth, _ in windows), default=0)
+        for place in reversed(range(end)):
+            if place < end - deepest:
                 break
-            count = gap
-        return count
+            # A longer prefix would see the page that is lacking, too.
+            if any(place >= end - depth and not has_cached(digests[place]) for depth, has_cached in windows):
+                end = place
+        return end
 
     def fits(self, num_pages: int, *, cached: Sequence[bytes] = ()) -> bool:
         """Whether a sequence of `num_pages` pages may come in now, of which the first `cached` are found."""
