@@ -139,6 +139,16 @@ def test_a_target_names_the_pages_of_the_last_window_and_all_lie_where_the_seque
     leader.check_integrity()
 
 
+def test_a_reservation_goes_to_a_home_that_has_room_where_the_most_even_one_has_none() -> None:
+    running = ranks(window=24, cp=2)  # twelve pages on each cp rank, eight of them for a long sequence
+    for request_id, prompt_tokens in ((1, 28), (2, 4), (3, 28), (4, 28)):
+        running.reserve(request_id, prompt_ids=range(prompt_tokens), max_new_tokens=4)
+    homes = {request_id: set(column(item.pages[0].cp_ranks)) for request_id, item in running.reserved.items()}
+    assert homes == {1: {0}, 2: {1}, 3: {1}}  # and a fourth fits nowhere
+    running.settle()
+    assert running.ended.keys() == {1, 2, 3, 4}
+
+
 @pytest.mark.parametrize(
     ("window", "first_page"),
     [(1, 4), (2, 3), (6, 2), (10, 1), (40, 0)],

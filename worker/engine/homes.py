@@ -17,6 +17,11 @@ class Homes:
         """The cp rank that fewest are at home on: so rows are even over cp."""
         return self._counts.index(min(self._counts))
 
+    @property
+    def by_evenness(self) -> list[int]:
+        """All cp ranks: `next`, and where one is to go that finds no room there."""
+        return sorted(range(len(self._counts)), key=self._counts.__getitem__)
+
     def take(self, home: int) -> None:
         """One more is at home there."""
         self._counts[home] += 1

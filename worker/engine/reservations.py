@@ -64,18 +64,27 @@ class Reservations:
     def _try_grant(self, reserve: control_pb2.Reserve) -> control_pb2.Reserved | None:
         request_id, prompt_tokens = reserve.request_id, reserve.prompt_tokens
         num_pages = -(-(prompt_tokens + reserve.max_new_tokens) // self._page_size)
-        fitting = [
-            state
+        homes = {
+            state: _home_with_room(state, prompt_tokens=prompt_tokens, num_pages=num_pages)
             for state in self._dp_states
             if state.has_slot
-            and state.pages.can_reserve(prompt_tokens=prompt_tokens, num_pages=num_pages, home=state.homes.next)
-        ]
+        }
+        fitting = [(state, home) for state, home in homes.items() if home is not None]
         if not fitting:
             return None
-        state = max(fitting, key=lambda state: (state.pages.num_free, -state.dp))
-        home = state.homes.next
+        state, home = max(fitting, key=lambda item: (item[0].pages.num_free, -item[0].dp))
         state.pages.reserve(request_id, prompt_tokens=prompt_tokens, num_pages=num_pages, home=home)
         state.homes.take(home)
         del self._queued[request_id]
         self._granted[request_id] = Granted(dp=state.dp, slot=state.take_slot(), home=home)
         return control_pb2.Reserved(request_id=request_id, dp=state.dp, pages=state.pages.columns(request_id))
+
+
+def _home_with_room(state: DpState, *, prompt_tokens: int, num_pages: int) -> int | None:
+    """Where a sequence would be at home: a window's pages all lie there, and may not fit where rows would be most even.
+    None where they fit nowhere.
+    """
+    for home in state.homes.by_evenness:
+        if state.pages.can_reserve(prompt_tokens=prompt_tokens, num_pages=num_pages, home=home):
+            return home
+    return None
