@@ -2,7 +2,7 @@
 is compared with plain lists.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,10 +158,11 @@ class RanksWithTables(SimulatedRanks):
         policies: Sequence[ExchangePolicy],
         seed: int = 0,
         faults: float = 0.0,
+        make_tables: Callable[..., CheckedTables] = CheckedTables,
     ) -> None:
         super().__init__(shape=shape, settings=settings, groups=groups, seed=seed, faults=faults)
         self.tables = [
-            CheckedTables(
+            make_tables(
                 cp=shape.attention.cp,
                 groups=groups,
                 settings=settings,
