@@ -8,14 +8,20 @@ import pytest
 from parallel.model_share import ModelShare, TensorSlice
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from parallel.sharding import Interval
-from tests.published_configs import GLM_4_5, GPT_OSS_120B
+from tests.kv_bytes import PAGE, page, token_bytes
+from tests.published_configs import GLM_4_5, GPT_OSS_120B, LLAMA_3_405B, PUBLISHED, QWEN3_235B_A22B
 from tests.tiny_models import describe
 
 
 @pytest.mark.parametrize(
     ("config", "num_weights"),
-    [(GLM_4_5, 352_797_829_024), (GPT_OSS_120B, 116_829_156_672)],
-    ids=["GLM-4.5", "gpt-oss-120b"],
+    [
+        (GLM_4_5, 352_797_829_024),
+        (GPT_OSS_120B, 116_829_156_672),
+        (LLAMA_3_405B, 405_853_388_800),
+        (QWEN3_235B_A22B, 235_093_634_560),
+    ],
+    ids=["GLM-4.5", "gpt-oss-120b", "Llama 3.1 405B", "Qwen3-235B-A22B"],
 )
 def test_a_published_model_has_as_many_weights_as_its_makers_say(config: dict[str, Any], num_weights: int) -> None:
     # 116.83 billion; 355 billion as GLM-4.5's paper counts, with the prediction layer, without embedding and output.
@@ -34,3 +40,21 @@ def test_a_slice_of_an_expert_in_blocks_may_begin_inside_one() -> None:
     assert gate_up.intervals[0] == Interval(start=2160, end=2880, padded=720)
     # Widened: two bytes each, whatever the file holds.
     assert down.num_bytes(dtype_bytes=2) == 2880 * 360 * 2
+
+
+@pytest.mark.parametrize(
+    ("model", "tp", "expected"),
+    [
+        # K and V, heads, their size, bytes of a bfloat16, layers; of Qwen3's 4 heads two ranks of tp 8 hold one alike.
+        ("Llama 3.1 405B", 1, {"full": 2 * 8 * 128 * 2 * 126}),
+        ("Qwen3-235B-A22B", 8, {"full": 2 * 1 * 128 * 2 * 94}),
+        ("GLM-4.5", 8, {"full": 2 * 1 * 128 * 2 * 92}),
+        ("gpt-oss-120b", 1, {"window 128": 2 * 8 * 64 * 2 * 18, "full": 2 * 8 * 64 * 2 * 18}),
+    ],
+)
+def test_a_token_of_a_published_model_takes_what_its_config_says(model: str, tp: int, expected: dict[str, int]) -> None:
+    assert token_bytes(describe(PUBLISHED[model]), tp=tp) == expected
+
+
+def test_the_page_of_kv_bytes_is_what_the_code_works_out() -> None:
+    assert PAGE.read_text() == page(), "write it anew: python -m tests.kv_bytes"
