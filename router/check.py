@@ -17,11 +17,12 @@ from router.check_pools import PoolCheck
 from router.config import Config
 from router.config_loading import parse_config
 from router.config_source import ConfigSource, read_source
-from router.model_check import check_model
+from router.model_check import check_config, check_model
 from router.problem import ConfigError, Problem
 from router.resolve import engine_settings, host_specs, located, pool_engine, pool_hosts, pool_specs, replica_shape
 
-_UNREAD = "the weights of {model} are on the hub and were not looked at: the router checks them before it starts a rank"
+_ON_HUB = "the weights of {model} are on the hub and were not looked at: the router checks them before it starts a rank"
+_CONFIG_ALONE = "of {model} only config.json was looked at: weights and tokenizer may have faults, or be missing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +35,17 @@ class CheckedConfig:
     warnings: tuple[str, ...] = ()  # of the model: it runs, but perhaps not as its operator thinks
 
 
-def check_file(path: Path) -> CheckedConfig:
-    """Reads and checks `path`; ConfigError with every problem of it. Fetches a hub model's small files, no weights."""
+def check_file(path: Path, *, config_alone: bool = False) -> CheckedConfig:
+    """Reads and checks `path`; ConfigError with every problem of it. Fetches a hub model's small files, no weights.
+
+    With `config_alone` nothing of the model but its config.json is looked at.
+    """
     source = read_source(path)
     config = located(parse_config(source), folder=path.absolute().parent)
     try:
         on_hub = is_hub_id(config.model)
-        found = check_model(resolve_model(config.model, weights=False), weights=not on_hub)
+        folder = resolve_model(config.model, weights=False)
+        found = check_config(folder) if config_alone else check_model(folder, weights=not on_hub)
     except (ValueError, OSError) as error:  # a name can be too long for any file, a folder closed to this user
         what = " ".join(str(error).split())  # the hub's own errors have lines
         missing = source.problem(("model",), what=what, remedy="name a model that is there and runs")
@@ -49,10 +54,9 @@ def check_file(path: Path) -> CheckedConfig:
     if faults or found.description is None:
         raise ConfigError([*faults, *find_problems(config, source=source, description=found.description)])
     topology = check(config, source=source, description=found.description)
-    unread = (_UNREAD.format(model=config.model),) if on_hub else ()
-    return CheckedConfig(
-        config=config, description=found.description, topology=topology, warnings=(*found.warnings, *unread)
-    )
+    unread = [_CONFIG_ALONE] if config_alone else [_ON_HUB] if on_hub else []
+    warnings = (*found.warnings, *(sentence.format(model=config.model) for sentence in unread))
+    return CheckedConfig(config=config, description=found.description, topology=topology, warnings=warnings)
 
 
 def check(config: Config, *, source: ConfigSource, description: ModelDescription) -> Topology:

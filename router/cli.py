@@ -59,9 +59,12 @@ def check(
     every_rank: Annotated[
         bool, typer.Option(help="List every rank and group of a plan that would be summed up.")
     ] = False,
+    without_weights: Annotated[
+        bool, typer.Option("--without-weights", help="Plan from the model's config.json alone.")
+    ] = False,
 ) -> None:
     """Says everything that is wrong with a file, or prints the whole plan, with a warning for groups across hosts."""
-    checked = _checked(config)
+    checked = _checked(config, config_alone=without_weights)
     report = plan_report(checked.topology, description=checked.description)
     render(report, Console(), every_rank=every_rank)
     for warning in (*checked.warnings, *crossing_warnings(report, config=checked.config)):
@@ -152,9 +155,9 @@ def _check_text(text: str) -> None:
         raise typer.BadParameter(f"the text is no UTF-8 at its character {error.start}") from None
 
 
-def _checked(path: Path) -> CheckedConfig:
+def _checked(path: Path, *, config_alone: bool = False) -> CheckedConfig:
     try:
-        return check_file(path)
+        return check_file(path, config_alone=config_alone)
     except ConfigError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None

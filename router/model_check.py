@@ -52,6 +52,13 @@ def check_model(folder: Path, *, weights: bool) -> ModelCheck:
     return ModelCheck(description=description, text=text, faults=tuple(dict.fromkeys(faults)), warnings=tuple(warnings))
 
 
+def check_config(folder: Path) -> ModelCheck:
+    """Checks config.json alone, all that a plan is made of: there may be neither weights nor a tokenizer."""
+    faults: list[Fault] = []
+    description = _try(partial(describe_checkpoint, folder), faults=faults, remedy=_OTHER)
+    return ModelCheck(description=description, text=None, faults=tuple(faults), warnings=())
+
+
 def _try(read: Callable[[], T], *, faults: list[Fault], remedy: str) -> T | None:
     """What `read` gives, or its error among the faults."""
     try:

@@ -252,3 +252,42 @@ def test_a_name_that_no_file_can_have_is_a_problem_of_its_line(tmp_path: Path, m
     assert [problem.key for problem in caught.value.problems] == ["model"]
     with pytest.raises(ClusterError, match="model "):
         load_served_model(model)
+
+
+def plan(path: Path, *options: str) -> tuple[int, str]:
+    """Exit code and output of `router check`."""
+    result = CliRunner().invoke(app, ["check", "--config", str(path), *options], env={"COLUMNS": "120"})
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("config", [tiny_models.llama(), tiny_models.gpt_oss(), tiny_models.mxfp4_gpt_oss()])
+def test_a_plan_without_weights_is_that_of_the_whole_checkpoint(tmp_path: Path, config: dict[str, Any]) -> None:
+    path = topo(write_checkpoint(tmp_path / "model", config))
+    code, whole = plan(path)
+    assert code == 0
+    for file in (tmp_path / "model").iterdir():
+        if file.name != "config.json":
+            file.unlink()
+    code, missing = plan(path)
+    assert code == 1 and "weight" in missing and "tokenizer" in missing
+    code, alone = plan(path, "--without-weights")
+    told = f"warning: of {tmp_path / 'model'} only config.json was looked at: weights and tokenizer may have faults"
+    assert code == 0 and told in alone
+    assert alone.startswith(whole.partition("warning:")[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (remove("config.json"), "has no config.json"),
+        (write("config.json", "{"), "config.json"),
+        (write("config.json", json.dumps(tiny_models.llama(hidden_size=0))), "hidden_size = 0"),
+        (write("config.json", json.dumps({"model_type": "gpt2"})), "model_type 'gpt2': the families that run are"),
+    ],
+)
+def test_a_config_that_cannot_be_planned_is_told_without_weights_too(
+    folder: Path, change: Callable[[Path], object], sentence: str
+) -> None:
+    change(folder)
+    code, output = plan(topo(folder), "--without-weights")
+    assert code == 1 and sentence in output and "remedy" not in output and "Traceback" not in output
