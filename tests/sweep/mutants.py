@@ -18,7 +18,7 @@ from tests.sweep.pairs import parse_pair
 
 ROOT = Path(__file__).resolve().parents[2]
 _FOLDERS = ("proto", "parallel", "attention", "moe", "worker", "router", "tests", "examples", "benchmarks")
-_TIMEOUT_S = 600
+_TIMEOUT_S = 1800
 
 
 @dataclass(frozen=True, kw_only=True)
