@@ -1,4 +1,4 @@
-"""How many pages a sequence may come to need on one coordinate, and the sentence for one that can never fit."""
+"""How many pages a sequence may come to need on one rank, and the sentence for one that can never fit."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def check_fits(
     for why, count in needed.items():
         if count > held:
             raise ValueError(
-                f"{what} needs {count} pages of {size} tokens on one coordinate{why}, but kv_tokens "
+                f"{what} needs {count} pages of {size} tokens on one rank{why}, but kv_tokens "
                 f"{settings.kv_tokens} gives {held}: shorten it, or raise kv_tokens"
             )
 

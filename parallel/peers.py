@@ -1,4 +1,4 @@
-"""Who a rank hands KV to, or gets it from: by layers and heads, over every dp and cp coordinate of the other side."""
+"""Who a rank hands KV to, or gets it from: by layers and heads, over every dp and cp rank of the other side."""
 
 from dataclasses import dataclass
 

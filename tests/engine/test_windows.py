@@ -269,8 +269,7 @@ def test_a_sequence_whose_window_no_rank_can_hold_is_refused_with_the_numbers() 
     (refused,) = [event.refused for event in leader.take_events() if event.HasField("refused")]
     assert refused.request_id == 2
     assert (
-        "37 tokens with max_new_tokens 4 needs 11 pages of 4 tokens on one coordinate for its window of 64"
-        in refused.message
+        "37 tokens with max_new_tokens 4 needs 11 pages of 4 tokens on one rank for its window of 64" in refused.message
     )
     assert "kv_tokens 40 gives 10" in refused.message
     assert longest_sequence(settings, cp=4, groups=[full_group(), window_group(64)]) == 40

@@ -14,8 +14,8 @@ Rotation = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
-    """The T rows of a coordinate: how their positions rotate, by rope, and how they attend, by cache group.
-    `padded_rows` is what expert blocks pad to.
+    """The T rows of a cp rank, over its tp ranks: how their positions rotate, by rope, and how they attend, by cache
+    group. `padded_rows` is what expert blocks pad to.
     """
 
     rotations: Mapping[RopeSpec, Rotation]

@@ -1,6 +1,6 @@
 """Embedding and output, their vocabulary split over attention's tp.
 
-Shapes: T rows of the coordinate, L rows of this rank, D draws of the rank that has most of them, V tokens of the
+Shapes: T rows of all tp ranks, L rows of this rank, D draws of the rank that has most of them, V tokens of the
 vocabulary, Vp tokens of this rank's part.
 """
 
@@ -20,7 +20,7 @@ class Embedding:
         self._tp = tp
 
     def __call__(self, ids_T: torch.Tensor, *, local_rows: int) -> torch.Tensor:
-        """Collective over tp: ids [T] of the coordinate to this rank's rows [L, H]."""
+        """Collective over tp: ids [T] of all tp ranks to this rank's rows [L, H]."""
         if self._tp.size == 1:
             return F.embedding(ids_T, self._weight)
         size = self._weight.shape[0]

@@ -1,6 +1,6 @@
 """Which sequences of one dp coordinate have a chunk in the next step, how long it is and where its pages are.
 
-What the coordinate holds is `dp_state.py`'s; who is in which step that was sent out, `steps.py`'s.
+What the dp coordinate holds is `dp_state.py`'s; who is in which step that was sent out, `steps.py`'s.
 """
 
 from dataclasses import dataclass, field

@@ -10,7 +10,7 @@ from worker.step.sequences import HandedChunk
 
 @dataclass(frozen=True, kw_only=True)
 class DrawRows:
-    """D rows whose next token is drawn: their places among the coordinate's rows, their slots, and where the drawn
+    """D rows whose next token is drawn: their places among the rows, their slots, and where the drawn
     token will stand; [D].
     """
 
@@ -21,8 +21,8 @@ class DrawRows:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRows:
-    """The rows of one (dp, cp) coordinate in a step, the same on all its tp ranks and stages, padded so that its tp
-    ranks have `local_rows` each: rank t those from t * local_rows on. T with padding.
+    """The rows of one cp rank of a dp coordinate in a step, the same on its tp ranks and all stages, padded so that its
+    tp ranks have `local_rows` each: rank t those from t * local_rows on. T with padding.
 
     `padded_rows` is the largest local row count of the stage. `token_ids` [T] are the prompts'; rows that embed the
     last token of a slot are listed in `slot_rows` with their `slots`. `drawn_slots` are those that a token is drawn for

@@ -60,7 +60,7 @@ class SlotTokens:
             self._receive()
 
     def share(self, rows: StepRows, drawn: Sequence[int], tokens_S: torch.Tensor) -> None:
-        """Last stage: `tokens_S` [S] were drawn here for the slots `drawn`; every rank of the coordinate gets all."""
+        """Last stage: `tokens_S` [S] were drawn here for the slots `drawn`; all ranks of the dp coordinate get all."""
         slots = rows.drawn_slots
         if not slots:
             return
