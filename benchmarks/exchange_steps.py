@@ -8,7 +8,7 @@ import torch
 
 from attention.exchange_choice import ExchangePolicy, Strategy
 from attention.exchange_rows import ExchangeRows
-from parallel.chunk import choose_offset, new_page_owners
+from parallel.chunk import choose_offset, cut_segments, new_page_owners
 from parallel.link import LINKS, LinkSpeed
 from parallel.page_columns import packed
 from parallel.settings import EngineSettings
@@ -87,7 +87,7 @@ def step_rows(
         groups=[group or cache_group()],
         device=torch.device("cpu"),
     )
-    plan, new, pages = step_pb2.StepPlan(), _Columns(), [0] * cp
+    plan, new, pages, counts = step_pb2.StepPlan(), _Columns(), [0] * cp, np.zeros(cp, dtype=np.int64)
     decoding = []
     for slot, chunk in enumerate(chunks):
         cached, owners = _cut(chunk, cp=cp, page_size=page_size)
@@ -106,9 +106,15 @@ def step_rows(
         new.add(slot, owners[cached:], numbers[cached:])
         if chunk.home is None:
             plan.prompts.add(slot=slot, token_ids=packed(np.zeros(chunk.new_tokens)), sample=True)
+            end = chunk.cached_tokens + chunk.new_tokens
+            of_chunk = owners[chunk.cached_tokens // page_size :]
+            cut = cut_segments(start=chunk.cached_tokens, end=end, page_size=page_size, owners=of_chunk)
+            counts += cut.rows_by_rank(cp)
         else:
             decoding.append(slot)
+            counts[chunk.home] += 1
     plan.decode_slots = packed(decoding)
+    plan.local_rows.extend((-(-counts // tp)).tolist())
     plan.new_pages.add(slots=packed(new.slots), cp_ranks=packed(new.owners), pages=packed(new.pages))
     return tables.apply(plan)
 

@@ -33,7 +33,7 @@ class ChunkPlanner:
         self._state = state
         self._pages = state.pages
         self._windows = state.pages.windows
-        self._cp = shape.attention.cp
+        self._cp, self._tp = shape.attention.cp, shape.attention.tp
         self._num_writers = shape.ranks_per_sequence
         self._page_size = settings.page_size
         self._budget = settings.max_batch_tokens
@@ -54,6 +54,8 @@ class ChunkPlanner:
         """The message of a step that goes out."""
         plan = step.plan
         plan.step_id, plan.padded_rows = step_id, padded_rows
+        # As many as share out over tp: a rank without rows computes none. A captured graph would ask for more.
+        plan.local_rows.extend(-(-rows // self._tp) for rows in step.rows)
         plan.leaves.extend(self._state.take_leaves())
         plan.new_pages.extend(self._pages.take_new_pages())
         return plan

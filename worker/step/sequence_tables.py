@@ -102,9 +102,11 @@ class SequenceTables:
     def _rows(self, plan: step_pb2.StepPlan, chunks: Chunks, segments: Segments) -> StepRows:
         is_own = segments.computed_by == self._cp_rank
         counts = (segments.end - segments.start)[is_own]
-        num_rows = int(counts.sum())
-        local_rows = -(-num_rows // self._sizes.tp)
+        num_rows, local_rows = int(counts.sum()), plan.local_rows[self._cp_rank]
         padding = self._sizes.tp * local_rows - num_rows
+        assert padding >= 0, (
+            f"the plan names {local_rows} rows for each of tp {self._sizes.tp}, but there are {num_rows}"
+        )
         groups = {
             group.name: self._exchange_rows(group, tables, chunks, segments, padding=padding)
             for group, tables in zip(self._groups, self._tables, strict=True)
