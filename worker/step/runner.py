@@ -73,7 +73,9 @@ class ModelRunner:
             model.slot_tokens.join(slot, token_id)
         rows = model.tables.apply(plan)
         outgoing = self._hand_off.begin(rows.handed)
-        x_LH = model.decoder(model.input(rows), self._context(rows), on_layer=outgoing.on_layer)
+        # Planned before the rows are there: a later stage waits for them, and so does who embeds a token just drawn.
+        context = self._context(rows)
+        x_LH = model.decoder(model.input(rows), context, on_layer=outgoing.on_layer)
         drawn = model.output(rows, x_LH)
         tokens_S, probed = to_host(drawn.tokens_S), [to_host(logits) for logits in _probed(drawn, rows)]
         is_finite_S = to_host(drawn.is_finite_S)
