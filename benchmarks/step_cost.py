@@ -95,9 +95,11 @@ class DecodingReplica:
         while True:
             plans = self.leader.next_plan()
             assert plans is not None
-            yield plans[0].SerializeToString(), plans
-            self.answer(plans)
-            self.leader.take_events()
+            try:
+                yield plans[0].SerializeToString(), plans
+            finally:  # the last one too, whoever stops asking
+                self.answer(plans)
+                self.leader.take_events()
 
     def rank_step(self, message: bytes, backend: AttentionBackend) -> None:
         """A rank's part: its plan parsed and applied, and its attention planned."""
