@@ -62,10 +62,9 @@ class ExchangePolicy:
     def parts(self, rows: ExchangeRows) -> Iterator[tuple[Strategy, Bools]]:
         """The strategies of a step with the segments [S] of each, in the order that all cp ranks share."""
         chosen = self.choose(rows)
-        for strategy in Strategy:
+        present = set(chosen)
+        for strategy in [strategy for strategy in Strategy if strategy in present]:
             chunks = np.array([choice is strategy for choice in chosen], dtype=np.bool_)
-            if not chunks.any():
-                continue
             gathers_windows = strategy is Strategy.GATHER and self.window
             for part in self._bounded(chunks, rows) if gathers_windows else (chunks,):
                 yield strategy, part[rows.chunk]
@@ -75,10 +74,12 @@ class ExchangePolicy:
         is_local = self._is_local(rows)
         if is_local.all():
             return [Strategy.LOCAL] * len(is_local)
-        cheapest = self._cheapest(rows.new_tokens, rows.cached_tokens, cp=rows.cp)
-        chosen = [REMOTE[index] for index in cheapest.tolist()]
-        if self.window or self.forced:
-            chosen = [Strategy.GATHER if self.window else self.forced or Strategy.GATHER] * len(chosen)
+        fixed = Strategy.GATHER if self.window else self.forced
+        if fixed:
+            chosen = [fixed] * len(is_local)
+        else:
+            cheapest = self._cheapest(rows.new_tokens, rows.cached_tokens, cp=rows.cp)
+            chosen = [REMOTE[index] for index in cheapest.tolist()]
         chosen = [Strategy.LOCAL if local else choice for local, choice in zip(is_local, chosen, strict=True)]
         if Strategy.GATHER in chosen and not self.window:
             self._move_to_rings(chosen, rows)
@@ -116,10 +117,12 @@ class ExchangePolicy:
 
     @staticmethod
     def _is_local(rows: ExchangeRows) -> Bools:
-        """[C]: whether no segment of a chunk sees, or is stored on, another rank than the one that computes it."""
+        """[C]: whether no segment of a chunk sees another rank's pages than the one's that computes it. A row that is
+        stored elsewhere sees its own page there.
+        """
         visible = rows.seen - rows.skipped
         at_home = visible[np.arange(len(visible)), rows.computed_by]
-        is_elsewhere = rows.is_foreign | (visible.sum(axis=1) != at_home)
+        is_elsewhere = visible.sum(axis=1) != at_home
         is_local: Bools = np.bincount(rows.chunk[is_elsewhere], minlength=len(rows.new_tokens)) == 0
         return is_local
 
@@ -148,8 +151,7 @@ class ExchangePolicy:
     def _pages_of(rows: ExchangeRows) -> Ints:
         """[C, cp]: pages of each cp rank that a chunk sees."""
         found = np.zeros((len(rows.new_tokens), rows.cp), dtype=np.int64)
-        chunks, first = np.unique(rows.chunk, return_index=True)
-        last = np.append(first[1:], len(rows.chunk)) - 1
+        chunks, first, last = rows.chunk_bounds
         found[chunks] = rows.seen[last] - rows.skipped[first]
         return found
 

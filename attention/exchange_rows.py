@@ -67,6 +67,12 @@ class ExchangeRows:
         foreign: Bools = self.computed_by != self.stored_by
         return foreign
 
+    @property
+    def chunk_bounds(self) -> tuple[Ints, Ints, Ints]:
+        """The chunks that have segments here, ascending, with the places of the first and the last segment of each."""
+        chunks, first = np.unique(self.chunk, return_index=True)
+        return chunks, first, np.append(first[1:], len(self.chunk)) - 1
+
     def rows_of(self, cp_rank: int) -> int:
         """How many rows `cp_rank` computes."""
         return int(self.num_rows[self.computed_by == cp_rank].sum())

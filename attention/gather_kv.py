@@ -84,9 +84,8 @@ class _GatheredPages:
 
     def __init__(self, rows: ExchangeRows, *, extra: int) -> None:
         self._rows = rows
-        self._chunks, first = np.unique(rows.chunk, return_index=True)
         # Segments follow each other in order of position: the last one's end is the chunk's.
-        last = np.append(first[1:], len(rows.chunk)) - 1
+        self._chunks, first, last = rows.chunk_bounds
         self._slots = rows.slot[first]
         self._first_page = rows.first_page[first]
         self._end_page = -(-rows.end[last] // rows.page_size)

@@ -178,8 +178,7 @@ class _Contribution:
 
     def __init__(self, rows: ExchangeRows, *, cp_rank: int) -> None:
         self.cp_rank = cp_rank
-        self._chunks, first = np.unique(rows.chunk, return_index=True)
-        last = np.append(first[1:], len(rows.chunk)) - 1
+        self._chunks, first, last = rows.chunk_bounds
         self._slots = rows.slot[first]
         self._skipped = rows.skipped[first, cp_rank]
         self._counts = rows.seen[last, cp_rank] - self._skipped

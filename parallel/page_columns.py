@@ -21,9 +21,6 @@ class PageColumns:
     def __len__(self) -> int:
         return len(self.pages)
 
-    def __getitem__(self, part: slice) -> "PageColumns":
-        return PageColumns(cp_ranks=self.cp_ranks[part], pages=self.pages[part])
-
 
 def column(packed: bytes) -> Column:
     """A column as the wire has it: little-endian int32."""

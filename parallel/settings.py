@@ -47,18 +47,6 @@ class EngineSettings:
         """Pages of `group` that one sequence may hold between its chunks, all of them on one rank at worst."""
         return min(-(-group.window // self.page_size) + 2, self.num_pages)
 
-    def num_slots(self, *, dp: int) -> int:
-        """Slots of sequences in a replica with `dp` coordinates, numbered over all of it."""
-        return dp * self.max_sequences
-
-    def slots_of(self, dp_rank: int) -> range:
-        """The slots of one dp coordinate."""
-        return range(dp_rank * self.max_sequences, (dp_rank + 1) * self.max_sequences)
-
-    def dp_rank_of(self, slot: int) -> int:
-        """The dp coordinate whose slot it is."""
-        return slot // self.max_sequences
-
     def step_tokens(self, pool: str) -> int:
         """New tokens of a full step of one dp coordinate: in decode one of each sequence."""
         return self.max_sequences if pool == "decode" else self.max_batch_tokens

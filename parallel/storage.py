@@ -117,9 +117,9 @@ class CacheGroup:
         """Positions that a query sees; 0 where there is no such bound."""
         return self.sees.tokens if isinstance(self.sees, Window) else 0
 
-    def elements(self, *, num_heads: int) -> int:
-        """Elements that one token takes in one layer on a rank with `num_heads` KV heads."""
-        return sum(plane.elements * (num_heads if plane.per_head else 1) for plane in self.planes)
+    def first_seen(self, position: int) -> int:
+        """The first position that a query at `position` sees, or what comes after it."""
+        return max(position - self.window + 1, 0) if self.window else 0
 
     def token_bytes(self, *, num_heads: int, dtype: str) -> int:
         """Bytes that one token takes in one layer on a rank with `num_heads` KV heads."""

@@ -1,6 +1,7 @@
 """A rank's storage as messages, and back: what a writer has to know of the memory that it writes into."""
 
 from collections.abc import Iterable
+from dataclasses import asdict, fields
 
 from parallel.storage import GroupRegion, PageLayout, PlaneLayout, RankStorage
 from proto import control_pb2
@@ -17,7 +18,7 @@ def storage_to_wire(storage: RankStorage) -> tuple[control_pb2.GroupMemory, ...]
             first_byte=group.first_byte,
             page_size=group.page.page_size,
             page_bytes=group.page.page_bytes,
-            planes=[_plane_to_wire(plane) for plane in group.page.planes],
+            planes=[control_pb2.PlaneMemory(**asdict(plane)) for plane in group.page.planes],
         )
         for group in storage.groups
     )
@@ -44,27 +45,6 @@ def storage_from_wire(groups: Iterable[control_pb2.GroupMemory]) -> RankStorage:
     )
 
 
-def _plane_to_wire(plane: PlaneLayout) -> control_pb2.PlaneMemory:
-    return control_pb2.PlaneMemory(
-        name=plane.name,
-        dtype=plane.dtype,
-        elements=plane.elements,
-        per_head=plane.per_head,
-        num_heads=plane.num_heads,
-        offset=plane.offset,
-        head_stride=plane.head_stride,
-        position_stride=plane.position_stride,
-    )
-
-
 def _plane_from_wire(plane: control_pb2.PlaneMemory) -> PlaneLayout:
-    return PlaneLayout(
-        name=plane.name,
-        dtype=plane.dtype,
-        elements=plane.elements,
-        per_head=plane.per_head,
-        num_heads=plane.num_heads,
-        offset=plane.offset,
-        head_stride=plane.head_stride,
-        position_stride=plane.position_stride,
-    )
+    """A plane has the same fields in both."""
+    return PlaneLayout(**{field.name: getattr(plane, field.name) for field in fields(PlaneLayout)})

@@ -39,7 +39,7 @@ def build_model(
     progress: Callable[[float], None],
 ) -> RankModel:
     """Blocking: reads this rank's slices of the checkpoint in `folder` and packs them."""
-    dtype, device = resolve_dtype(settings.dtype), memory.region.device
+    dtype, device = TORCH_DTYPES[settings.dtype], memory.region.device
     description, shape, coordinates = rank_share.description, rank_share.shape, rank_share.coordinates
     weights = load_weights(folder, rank_share.slices(), dtype=dtype, device=device, progress=progress)
     share = None
@@ -166,8 +166,3 @@ def _exchange_policy(
 def _ropes(share: ModelShare, *, device: torch.device) -> RotaryTables:
     """The rotary embeddings of the stage's layers."""
     return RotaryTables({share.description.attention[layer].rope for layer in share.layers}, device=device)
-
-
-def resolve_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a setting's name."""
-    return TORCH_DTYPES[name]

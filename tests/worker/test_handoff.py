@@ -135,7 +135,6 @@ class Side:
         sequence = RankSequence(
             request_id=request_id,
             sampling=control_pb2.Sampling(),
-            home=0,
             prompt_end=2 * PAGE,
             target=control_pb2.Target(replica="decode/0", epoch=epoch),
             target_pages=(pages(3, 2),),

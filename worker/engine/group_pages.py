@@ -31,6 +31,7 @@ class GroupPages:
     """Pages of requests, which a request has from `promise` or `reserve` until `release`."""
 
     def __init__(self, group: CacheGroup, *, cp: int, pp: int, settings: EngineSettings) -> None:
+        self._group = group
         self.window = group.window
         self.num_pages = settings.pages_of(group, pp=pp)
         self._window_pages = settings.window_pages(group)
@@ -61,7 +62,7 @@ class GroupPages:
 
     def first_seen(self, end: int) -> int:
         """The place in a table of the first page that a query at position `end` sees, or what comes after it."""
-        return max(0, end - self.window + 1) // self._page_size if self.window else 0
+        return self._group.first_seen(end) // self._page_size
 
     def holding(self, request_id: int) -> Holding:
         """What a request has. To be read only."""

@@ -17,7 +17,7 @@ from parallel.storage import CacheGroup
 from proto import control_pb2, step_pb2
 from worker.step.rows import DrawRows, StepRows
 from worker.step.segments import Chunks, Segments, cut_chunks, plan_chunks
-from worker.step.sequences import HandedChunk, RankSequence, TablePart, first_seen, table_part
+from worker.step.sequences import HandedChunk, RankSequence, TablePart, table_part
 from worker.step.tables import GroupTables
 
 
@@ -85,7 +85,6 @@ class SequenceTables:
         self._sequences[join.slot] = RankSequence(
             request_id=join.request_id,
             sampling=join.sampling,
-            home=join.home,
             prompt_end=join.prompt_end,
             target=target,
             target_pages=tuple(map(table_part, join.target.pages)),
@@ -203,7 +202,7 @@ class SequenceTables:
     def _source(
         self, group: CacheGroup, tables: GroupTables, sequence: RankSequence, *, slot: int, end: int
     ) -> TablePart:
-        first = max(sequence.handed_off, first_seen(sequence.prompt_end, group)) // self._page_size
+        first = max(sequence.handed_off, group.first_seen(sequence.prompt_end)) // self._page_size
         last = max(-(-end // self._page_size), first)
         owners, numbers = tables.last_pages(slot, first=first, end=last)
         return TablePart(first_page=first, columns=PageColumns(cp_ranks=owners.astype(np.int32), pages=numbers))

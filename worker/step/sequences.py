@@ -23,7 +23,6 @@ class RankSequence:
 
     request_id: int
     sampling: control_pb2.Sampling
-    home: int
     prompt_end: int
     target: control_pb2.Target | None
     target_pages: tuple[TablePart, ...]
@@ -45,12 +44,7 @@ class HandedChunk:
 
     def positions(self, group: CacheGroup) -> tuple[int, int]:
         """Those of them that a group hands over: behind a window nothing of a prompt is ever seen again."""
-        return max(self.start, first_seen(self.sequence.prompt_end, group)), self.end
-
-
-def first_seen(prompt_end: int, group: CacheGroup) -> int:
-    """The first position of a prompt that the token after it sees."""
-    return max(prompt_end - group.window + 1, 0) if group.window else 0
+        return max(self.start, group.first_seen(self.sequence.prompt_end)), self.end
 
 
 def table_part(pages: control_pb2.Pages) -> TablePart:
