@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attention.layer_memory import TORCH_DTYPES, LayerMemory
+from attention.dtypes import TORCH_DTYPES
+from attention.layer_memory import LayerMemory
+from parallel.arrays import Bools, Ints
 from parallel.storage import PageLayout, PlaneView
-
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,14 @@
 """The memory of one layer as tensors: its pages as bytes, and views of its planes, by what `storage` says alone."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
+from attention.dtypes import TORCH_DTYPES
+from attention.plane_rows import PlaneRows
 from parallel.storage import PageLayout, PlaneLayout, PlaneView
-
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,12 @@ class LayerMemory:
     planes: tuple[torch.Tensor, ...]
     key: torch.Tensor
     value: torch.Tensor
+
+    @cached_property
+    def runs(self) -> Mapping[str, torch.Tensor]:
+        """Of each plane, by name, its memory as the rows that `PlaneRows` counts."""
+        page = self.form.page
+        return {plane.name: PlaneRows(plane, page).source(self.pages) for plane in page.planes}
 
     @property
     def scale(self) -> float:

@@ -13,8 +13,8 @@ from math import gcd
 import numpy as np
 import torch
 
-from attention.interface import Ints
-from attention.layer_memory import TORCH_DTYPES
+from attention.dtypes import TORCH_DTYPES
+from parallel.arrays import Ints
 from parallel.storage import PageLayout, PlaneLayout
 
 
@@ -43,15 +43,12 @@ class PlaneRows:
             rows = rows[..., None] + np.arange(self.page.page_size) * (plane.position_stride // unit)
         return rows.ravel()
 
-    def gather(self, pages: torch.Tensor, rows: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
-        """Copies `rows` (as `index` gives them, on the device) of the memory `pages` uint8 [N, page_bytes] to `out`
-        [len(rows), row_elements].
-        """
+    def source(self, pages: torch.Tensor) -> torch.Tensor:
+        """The memory `pages` uint8 [N, page_bytes], contiguous, as [rows, row_elements] that `index` counts; a view."""
         assert pages.is_contiguous()
         typed, unit = pages.view(TORCH_DTYPES[self.plane.dtype]), self._unit_bytes // self.plane.itemsize
         count = (typed.numel() - self.row_elements) // unit + 1
-        source = typed.as_strided((count, self.row_elements), (unit, 1), typed.storage_offset())
-        return torch.index_select(source, 0, rows, out=out)
+        return typed.as_strided((count, self.row_elements), (unit, 1), typed.storage_offset())
 
     @property
     def _row_positions(self) -> int:

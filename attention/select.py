@@ -1,8 +1,8 @@
 """Chooses the attention kernel by the rank's device: the one place that does."""
 
-from attention.flashinfer_backend import FlashInferAttentionBackend
+from attention.flashinfer_kernel.backend import FlashInferAttentionBackend
 from attention.interface import AttentionBackend, AttentionSpec
-from attention.torch_backend import TorchAttentionBackend
+from attention.torch_kernel.backend import TorchAttentionBackend
 
 KINDS = ("torch", "flashinfer")
 

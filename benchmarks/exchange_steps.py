@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from attention.exchange_choice import ExchangePolicy, Strategy
-from attention.exchange_rows import ExchangeRows
+from attention.exchange.choice import ExchangePolicy, Strategy
+from attention.exchange.rows import ExchangeRows
 from parallel.chunk import choose_offset, cut_segments, new_page_owners
 from parallel.link import LINKS, LinkSpeed
 from parallel.page_columns import packed

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch._C._distributed_c10d import FileStore
 
-from attention.dense import attend
-from attention.exchange import Exchange, plan_exchange
-from attention.exchange_choice import REMOTE, ExchangePolicy, Strategy
+from attention.exchange.choice import REMOTE, ExchangePolicy, Strategy
+from attention.exchange.member import CpMember
+from attention.exchange.plan import Exchange, plan_exchange
 from attention.interface import AttentionSpec
 from attention.layer_memory import LayerFormat, bind_layer
 from attention.select import create_backend
+from attention.torch_kernel.dense import attend
 from benchmarks.exchange_steps import StepChunk, cache_group, exchange_policy, exchange_rows
 from benchmarks.report import Report
 from parallel.collectives.communicator import CollectiveClock, Communicator
@@ -98,7 +99,9 @@ def measure_case(case: Case, *, group: Communicator, runs: int) -> list[tuple[Ca
     for plane in layer.planes:
         plane.copy_(torch.randn(plane.shape, generator=generator))
     exchanges = {
-        strategy: plan_exchange(rows, group=group, backend=backend, policy=policy(strategy), device=device)
+        strategy: plan_exchange(
+            rows, member=CpMember(group=group, backend=backend, policy=policy(strategy), device=device)
+        )
         for strategy in REMOTE
     }
     found = []
@@ -186,16 +189,16 @@ def report(seconds: dict[tuple[Case, Strategy], float], link: LinkFigures, *, to
         about=f"Attention and exchange of one layer, one chunk that ends at position {total}, cp {CP}, one thread a "
         f"rank over gloo; {NUM_HEADS} query and {NUM_KV_HEADS} KV heads of {HEAD_DIM}, page size {PAGE_SIZE}; the "
         f"slower rank's milliseconds, medians of {runs} interleaved runs.",
-        headings=("cached", "new", "new share", *(strategy.value for strategy in Strategy), "picked", "over fastest"),
+        headings=("cached", "new", "new share", *(strategy.value for strategy in REMOTE), "picked", "over fastest"),
     )
     for case in cases(total):
-        by_strategy = {strategy: seconds[case, strategy] for strategy in Strategy}
+        by_strategy = {strategy: seconds[case, strategy] for strategy in REMOTE}
         picked = policy(None).cheapest(new_tokens=case.new, cached_tokens=case.cached, cp=CP)
         page.add(
             str(case.cached),
             str(case.new),
             f"{case.new / total:.1%}",
-            *(f"{by_strategy[strategy] * 1e3:.2f}" for strategy in Strategy),
+            *(f"{by_strategy[strategy] * 1e3:.2f}" for strategy in REMOTE),
             picked.value,
             f"{by_strategy[picked] / min(by_strategy.values()):.2f}",
         )
@@ -212,8 +215,8 @@ def report(seconds: dict[tuple[Case, Strategy], float], link: LinkFigures, *, to
 
     def plot(axes: Any) -> None:
         shares = [max(case.new / total, 1e-3) for case in cases(total)]
-        fastest = [min(seconds[case, strategy] for strategy in Strategy) for case in cases(total)]
-        for strategy in Strategy:
+        fastest = [min(seconds[case, strategy] for strategy in REMOTE) for case in cases(total)]
+        for strategy in REMOTE:
             over = [seconds[case, strategy] / best for case, best in zip(cases(total), fastest, strict=True)]
             axes.plot(shares, over, marker="o", label=strategy.value)
         for share, case, best in zip(shares, cases(total), fastest, strict=True):

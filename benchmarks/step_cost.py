@@ -16,11 +16,12 @@ from typing import cast
 
 import torch
 
-from attention.exchange import plan_exchange
-from attention.flashinfer_backend import FlashInferAttentionBackend
-from attention.flashinfer_library import FlashInferLibrary
+from attention.exchange.member import CpMember
+from attention.exchange.plan import plan_exchange
+from attention.flashinfer_kernel.backend import FlashInferAttentionBackend
+from attention.flashinfer_kernel.library import FlashInferLibrary
 from attention.interface import AttentionBackend, AttentionSpec
-from attention.torch_backend import TorchAttentionBackend
+from attention.torch_kernel.backend import TorchAttentionBackend
 from benchmarks.exchange_steps import cache_group, exchange_policy
 from benchmarks.report import Report
 from parallel.collectives.communicator import LocalCommunicator
@@ -104,7 +105,7 @@ class DecodingReplica:
     def rank_step(self, message: bytes, backend: AttentionBackend) -> None:
         """A rank's part: its plan parsed and applied, and its attention planned."""
         rows = self.tables.apply(step_pb2.StepPlan.FromString(message)).groups[GROUP.name]
-        plan_exchange(rows, group=LocalCommunicator(), backend=backend, policy=POLICY, device=DEVICE)
+        plan_exchange(rows, member=CpMember(group=LocalCommunicator(), backend=backend, policy=POLICY, device=DEVICE))
 
     def rank_steps(self, backend: AttentionBackend, *, runs: int) -> Iterator[float]:
         """Seconds of a rank's steps."""

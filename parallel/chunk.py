@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
+from parallel.arrays import Ints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +56,6 @@ def cut_segments(*, start: int, end: int, page_size: int, owners: npt.ArrayLike)
     starts = (first_page + begins) * page_size
     starts[0] = start
     return Segments(cp_rank=owner[begins], start=starts, end=np.append(starts[1:], end))
-
-
-def block_owner(block: int, *, cp: int, offset: int) -> int:
-    """The cp rank of zigzag block `block` of 2·cp."""
-    return int(_block_owners(cp=cp, offset=offset)[block])
-
-
-def new_page_counts(*, pages: int, cp: int, offset: int) -> tuple[int, ...]:
-    """How many of a chunk's `pages` new pages each cp rank takes: never more than ⌈pages / cp⌉."""
-    return tuple(np.roll(_counts_at_zero(pages, cp), offset).tolist())
 
 
 def choose_offset(*, pages: int, cp: int, held: Sequence[int], load: Sequence[int]) -> int:

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from parallel.arrays import Ints
 from parallel.models.description import ModelDescription
 from parallel.shape import ReplicaShape
 from parallel.sharding import kv_head_interval, stage_layers
 from parallel.storage import CacheGroup, GroupRegion, PageLayout, PlaneLayout
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)

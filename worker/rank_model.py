@@ -5,9 +5,11 @@ from pathlib import Path
 
 import torch
 
-from attention.exchange_choice import ExchangePolicy, Strategy
+from attention.dtypes import TORCH_DTYPES
+from attention.exchange.choice import ExchangePolicy, Strategy
+from attention.exchange.member import CpMember
 from attention.interface import AttentionBackend, AttentionSpec
-from attention.layer_memory import TORCH_DTYPES
+from parallel.collectives.communicator import Communicator
 from parallel.collectives.groups import RankGroups
 from parallel.link import LINKS
 from parallel.model_share import ModelShare
@@ -19,7 +21,7 @@ from worker.blocks.rope import RotaryTables
 from worker.kv_memory import KvMemory
 from worker.models.decoder import Decoder
 from worker.models.registry import build_layer
-from worker.step.runner import GroupKernels, RankModel
+from worker.step.runner import RankModel
 from worker.step.sequence_tables import SequenceTables
 from worker.step.slot_tokens import SlotTokens
 from worker.step.stage_ends import DrawOutput, EmbeddingInput, PipelineInput, PipelineOutput, StageInput, StageOutput
@@ -65,7 +67,9 @@ def build_model(
         output=ends.output(is_last=is_last),
         slot_tokens=slot_tokens,
         tables=tables,
-        kernels=_kernels(rank_share, settings=settings, memory=memory, make_backend=make_backend),
+        members=_members(
+            rank_share, group=groups["attn_cp"], settings=settings, memory=memory, make_backend=make_backend
+        ),
         ropes=_ropes(rank_share, device=device),
         dtype=dtype,
         device=device,
@@ -112,22 +116,26 @@ class _StageEnds:
         return DrawOutput(output, slot_tokens=self._slot_tokens, groups=self._groups, sampling=self._tables.sampling)
 
 
-def _kernels(
+def _members(
     share: ModelShare,
     *,
+    group: Communicator,
     settings: EngineSettings,
     memory: KvMemory,
     make_backend: Callable[[AttentionSpec], AttentionBackend],
-) -> dict[str, GroupKernels]:
-    """The kernel of each cache group that has a layer here."""
-    kernels = {}
-    for group in share.description.cache_groups:
-        region = memory.storage.group(group.name)
-        if region.layers:
-            spec = _attention_spec(share, group, memory=memory)
-            policy = _exchange_policy(share, group, spec=spec, settings=settings)
-            kernels[group.name] = GroupKernels(backend=make_backend(spec), policy=policy)
-    return kernels
+) -> dict[str, CpMember]:
+    """What this rank brings to the exchange of each cache group that has a layer here."""
+    members = {}
+    for cache_group in share.description.cache_groups:
+        if memory.storage.group(cache_group.name).layers:
+            spec = _attention_spec(share, cache_group, memory=memory)
+            members[cache_group.name] = CpMember(
+                group=group,
+                backend=make_backend(spec),
+                policy=_exchange_policy(share, cache_group, spec=spec, settings=settings),
+                device=spec.device,
+            )
+    return members
 
 
 def _attention_spec(share: ModelShare, group: CacheGroup, *, memory: KvMemory) -> AttentionSpec:

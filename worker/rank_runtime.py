@@ -151,7 +151,6 @@ class RankRuntime:
         return ModelRunner(
             model,
             global_rank=self._coordinates.global_rank,
-            cp=groups["attn_cp"],
             clock=self._clock,
             hand_off=self._hand_off(share),
         )

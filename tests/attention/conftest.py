@@ -2,9 +2,9 @@
 
 import pytest
 
-from attention.flashinfer_backend import FlashInferAttentionBackend
+from attention.flashinfer_kernel.backend import FlashInferAttentionBackend
 from attention.interface import AttentionBackend, AttentionSpec
-from attention.torch_backend import TorchAttentionBackend
+from attention.torch_kernel.backend import TorchAttentionBackend
 from tests.attention import flashinfer_double
 from tests.attention.reference import MakeBackend
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from attention.interface import AttentionRows, KvWrite, PageTables
-from attention.torch_backend import TorchAttentionBackend
+from attention.torch_kernel.backend import TorchAttentionBackend
 from parallel.storage import PageLayout
 from tests.attention.reference import (
     Case,

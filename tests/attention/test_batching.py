@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attention.batching import plan_batches
+from attention.torch_kernel.batching import plan_batches
 
 
 @given(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attention.dense import attend, attend_plain
+from attention.torch_kernel.dense import attend, attend_plain
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch._C._distributed_c10d import HashStore
 
-from attention.exchange import plan_exchange
-from attention.exchange_choice import ExchangePolicy, Strategy
-from attention.exchange_rows import ExchangeRows
+from attention.exchange.choice import ExchangePolicy, Strategy
+from attention.exchange.member import CpMember
+from attention.exchange.plan import plan_exchange
+from attention.exchange.rows import ExchangeRows
 from attention.interface import AttentionSpec
 from attention.layer_memory import LayerFormat, LayerMemory, bind_layer
-from attention.torch_backend import TorchAttentionBackend
+from attention.torch_kernel.backend import TorchAttentionBackend
 from benchmarks.exchange_steps import NUM_PAGES, StepChunk, cache_group, exchange_policy, step_rows
 from parallel.collectives.communicator import CollectiveClock, Communicator
 from parallel.collectives.groups import Rendezvous, build_groups
@@ -98,9 +99,8 @@ class Setting:
         own = rows.take((rows.computed_by == rank) & (np.arange(len(rows.chunk)) < len(rows.chunk) - rows.padding))
         chunk_of_row = np.repeat(own.chunk, own.num_rows).tolist()
         places = list(zip(chunk_of_row, own.positions.tolist(), strict=True))
-        exchange = plan_exchange(
-            rows, group=group, backend=TorchAttentionBackend(spec), policy=self._policy(), device=DEVICE
-        )
+        member = CpMember(group=group, backend=TorchAttentionBackend(spec), policy=self._policy(), device=DEVICE)
+        exchange = plan_exchange(rows, member=member)
         padding = [torch.zeros(rows.padding, heads, DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
         q = [numbers[chunk].q[position - self.chunks[chunk].cached_tokens] for chunk, position in places]
         k, v = ([getattr(numbers[chunk], plane)[position] for chunk, position in places] for plane in ("k", "v"))

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from attention.exchange_choice import ExchangePolicy, Strategy
+from attention.exchange.choice import ExchangePolicy, Strategy
 from benchmarks.exchange_steps import StepChunk, exchange_policy, exchange_rows
 from parallel.link import LinkSpeed
 

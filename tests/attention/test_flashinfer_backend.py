@@ -7,8 +7,8 @@ from typing import cast
 import pytest
 import torch
 
-from attention.flashinfer_backend import FlashInferAttentionBackend, FlashInferPlan
-from attention.flashinfer_library import FlashInferLibrary, load_flashinfer
+from attention.flashinfer_kernel.backend import FlashInferAttentionBackend, FlashInferPlan
+from attention.flashinfer_kernel.library import FlashInferLibrary, load_flashinfer
 from attention.interface import AttentionSpec
 from parallel.storage import Plane, PlaneView, lay_out_page
 from tests.attention import flashinfer_double

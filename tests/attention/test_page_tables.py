@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attention.flashinfer_kernel.page_tables import IndexBuffer, join_on_device, join_on_host, join_tables
 from attention.interface import AttentionRows, PageTables
-from attention.page_tables import IndexBuffer, join_on_device, join_on_host, join_tables
 
 PAGE = 4
 

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from attention.layer_memory import TORCH_DTYPES
-from attention.row_packing import RowPacking
+from attention.dtypes import TORCH_DTYPES
+from attention.exchange.row_packing import RowPacking
 from parallel.storage import Plane, lay_out_page
 
 PLANES = [(3, "bfloat16"), (4, "float16"), (5, "float32"), (1, "bfloat16")]

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from attention.select import create_backend
-from attention.torch_backend import TorchAttentionBackend
+from attention.torch_kernel.backend import TorchAttentionBackend
 from tests.attention.reference import make_spec
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attention import block_rows
-from attention.short_rows import MAX_SHORT_ROWS
-from attention.torch_backend import TorchAttentionBackend
+from attention.torch_kernel import block_rows
+from attention.torch_kernel.backend import TorchAttentionBackend
+from attention.torch_kernel.short_rows import MAX_SHORT_ROWS
 from tests.attention.reference import Case, make_case, make_spec, reference
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from attention.torch_backend import TorchAttentionBackend
+from attention.torch_kernel.backend import TorchAttentionBackend
 from parallel.models.registry import describe_checkpoint
 from parallel.settings import EngineSettings
 from tests.engine.test_kernels import SHAPES

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from attention.flashinfer_backend import FlashInferAttentionBackend
+from attention.flashinfer_kernel.backend import FlashInferAttentionBackend
 from attention.interface import AttentionBackend, AttentionSpec
-from attention.torch_backend import TorchAttentionBackend
+from attention.torch_kernel.backend import TorchAttentionBackend
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from tests.attention import flashinfer_double

@@ -4,7 +4,7 @@ from contextlib import closing
 
 import pytest
 
-from attention.torch_backend import TorchAttentionBackend
+from attention.torch_kernel.backend import TorchAttentionBackend
 from parallel.models.registry import describe_checkpoint
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ReplicaShape

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from attention.torch_backend import TorchAttentionBackend
+from attention.torch_kernel.backend import TorchAttentionBackend
 from parallel.checkpoint.tied_output import EMBEDDING, OUTPUT
 from parallel.models.registry import describe_checkpoint
 from router.model_check import check_model

@@ -75,7 +75,6 @@ class LocalReplica:
             return ModelRunner(
                 model,
                 global_rank=rank,
-                cp=groups["attn_cp"],
                 clock=clock,
                 hand_off=NoHandOff(),
             )

@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 from parallel.chunk import (
     Segments,
     admission_bound,
-    block_owner,
     choose_offset,
     cut_segments,
-    new_page_counts,
     new_page_owners,
 )
 
@@ -104,6 +102,12 @@ def test_no_coordinate_comes_to_hold_more_than_admission_counted(history: Histor
         assert max(history.held) <= bound, (history.held, sizes)
 
 
+def new_page_counts(*, pages: int, cp: int, offset: int) -> list[int]:
+    """How many of a chunk's new pages each cp rank takes."""
+    owners = new_page_owners(pages=pages, cp=cp, offset=offset).tolist()
+    return [owners.count(cp_rank) for cp_rank in range(cp)]
+
+
 @pytest.mark.parametrize("cp", range(1, 13))
 def test_whatever_chunks_come_no_coordinate_gets_two_pages_ahead_of_another(cp: int) -> None:
     """Every state that a sequence can reach, by every chunk up to three rounds of blocks."""
@@ -128,10 +132,9 @@ def test_new_page_counts_are_those_of_the_cut_and_within_an_even_share(cp: int, 
     assert sum(counts) == pages
     assert max(counts) <= -(-pages // cp)
     if pages:
-        owners = new_page_owners(pages=pages, cp=cp, offset=offset).tolist()
-        assert counts == tuple(owners.count(index) for index in range(cp))
+        owners = new_page_owners(pages=pages, cp=cp, offset=offset)
         segments = cut_segments(start=0, end=pages, page_size=1, owners=owners)
-        assert counts == tuple(segments.rows_by_rank(cp))
+        assert counts == segments.rows_by_rank(cp).tolist()
 
 
 @pytest.mark.parametrize("cp", range(1, 9))
@@ -146,8 +149,8 @@ def test_causal_work_is_exactly_even_where_blocks_are_whole(cp: int, pages_of_bl
 
 
 def test_blocks_go_to_coordinates_in_a_zigzag() -> None:
-    assert [block_owner(block, cp=4, offset=0) for block in range(8)] == [0, 1, 2, 3, 3, 2, 1, 0]
-    assert [block_owner(block, cp=4, offset=1) for block in range(8)] == [1, 2, 3, 0, 0, 3, 2, 1]
+    assert new_page_owners(pages=8, cp=4, offset=0).tolist() == [0, 1, 2, 3, 3, 2, 1, 0]
+    assert new_page_owners(pages=8, cp=4, offset=1).tolist() == [1, 2, 3, 0, 0, 3, 2, 1]
 
 
 def test_tokens_that_continue_a_half_full_page_go_to_its_owner() -> None:
@@ -178,7 +181,7 @@ def test_a_single_rank_takes_a_whole_prompt_as_one_segment() -> None:
 def test_short_prompts_spread_over_the_coordinates_that_hold_least() -> None:
     load = [3, 0, 5, 1]
     offset = choose_offset(pages=1, cp=4, held=[0] * 4, load=load)
-    assert new_page_counts(pages=1, cp=4, offset=offset) == (0, 1, 0, 0)
+    assert new_page_counts(pages=1, cp=4, offset=offset) == [0, 1, 0, 0]
 
 
 def test_the_bound_never_exceeds_the_prompt() -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel.handoff import Ints, Lane, copy_runs, plan_copies, plan_lanes
+from parallel.arrays import Ints
+from parallel.handoff import Lane, copy_runs, plan_copies, plan_lanes
 from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings

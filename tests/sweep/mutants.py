@@ -103,7 +103,7 @@ MUTANTS = (
     ),
     Mutant(
         name="keys seen of another coordinate",
-        path="attention/exchange_rows.py",
+        path="attention/exchange/rows.py",
         before="kv_len=(self.seen[:, cp_rank] - skipped) * self.page_size - tail,",
         after="kv_len=np.maximum(self.seen[:, cp_rank] - skipped - (~is_owner), 0) * self.page_size - tail,",
         pair="llama unified=cp2 exchange=ring",
@@ -124,14 +124,14 @@ MUTANTS = (
     ),
     Mutant(
         name="a window one too wide",
-        path="attention/short_rows.py",
+        path="attention/torch_kernel/short_rows.py",
         before="np.maximum(visible - window, 0), 0)",
         after="np.maximum(visible - window - 1, 0), 0)",
         pair="gpt_oss unified=1",
     ),
     Mutant(
         name="a window one too wide in a long chunk",
-        path="attention/block_rows.py",
+        path="attention/torch_kernel/block_rows.py",
         before="hidden = (keys > own) | (keys <= own - self.spec.window)",
         after="hidden = (keys > own) | (keys < own - self.spec.window)",
         pair="gpt_oss unified=1",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from attention.exchange_choice import ExchangePolicy, Strategy
-from attention.exchange_rows import ExchangeRows
+from attention.exchange.choice import ExchangePolicy, Strategy
+from attention.exchange.rows import ExchangeRows
 from parallel.page_columns import column
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ReplicaShape

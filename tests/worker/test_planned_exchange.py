@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._C._distributed_c10d import HashStore
 
-from attention.exchange import plan_exchange
-from attention.exchange_choice import Strategy
-from attention.exchange_rows import ExchangeRows
+from attention.exchange.choice import Strategy
+from attention.exchange.member import CpMember
+from attention.exchange.plan import plan_exchange
+from attention.exchange.rows import ExchangeRows
 from attention.interface import AttentionBackend, AttentionSpec
 from attention.layer_memory import LayerFormat, LayerMemory, bind_layer
-from attention.torch_backend import TorchAttentionBackend
+from attention.torch_kernel.backend import TorchAttentionBackend
 from benchmarks.exchange_steps import exchange_policy
 from parallel.collectives.communicator import CollectiveClock, Communicator
 from parallel.collectives.groups import Rendezvous, build_groups
@@ -145,13 +146,13 @@ class ComputedTables(CheckedTables):
             q[row] = numbers((request_id or -1, position), HEADS, group.key.width, q.dtype)
             for plane, values in zip(planes, self._planes(number, request_id, position), strict=True):
                 plane[row] = values
-        exchange = plan_exchange(
-            rows,
+        member = CpMember(
             group=self.communicators[cp_rank],
             backend=self.backends[number][cp_rank],
             policy=self.policies[number],
             device=DEVICE,
         )
+        exchange = plan_exchange(rows, member=member)
         out, lse = exchange.attend(q, planes, layer, with_lse=True)
         assert lse is not None
         return Attended(rows=places, q=q, out=out, lse=lse)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention.exchange_choice import ExchangePolicy
+from attention.exchange.choice import ExchangePolicy
 from benchmarks.exchange_steps import exchange_policy
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ReplicaShape

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from attention.exchange import Exchange
+from attention.exchange.plan import Exchange
 from parallel.models.description import RopeSpec
 
 #: cos and sin [T, 1, rotated elements / 2].

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from parallel.chunk import Ints, admission_bound
+from parallel.arrays import Ints
+from parallel.chunk import admission_bound
 from parallel.page_columns import packed
 from parallel.settings import EngineSettings
 from parallel.storage import CacheGroup

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from parallel.chunk import Ints
+from parallel.arrays import Ints
 
 
 def can_spread(num_pages: int, *, available: Sequence[int], most: int) -> bool:

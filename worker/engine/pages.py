@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from parallel.chunk import Ints, choose_offset, new_page_owners
+from parallel.arrays import Ints
+from parallel.chunk import choose_offset, new_page_owners
 from parallel.page_columns import packed
 from parallel.settings import EngineSettings
 from parallel.storage import CacheGroup

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from parallel.handoff import Ints, Lane, copy_runs, plan_copies, plan_lanes
+from parallel.arrays import Ints
+from parallel.handoff import Lane, copy_runs, plan_copies, plan_lanes
 from parallel.model_share import ModelShare
 from parallel.storage import CacheGroup, RankStorage, check_alike, check_holds
 from parallel.storage_wire import storage_from_wire

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from attention.exchange_rows import ExchangeRows
-from attention.interface import Ints
+from attention.exchange.rows import ExchangeRows
+from parallel.arrays import Ints
 from proto import step_pb2
 from worker.step.sequences import HandedChunk
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from attention.exchange import plan_exchange
-from attention.exchange_choice import ExchangePolicy
-from attention.interface import AttentionBackend
-from parallel.collectives.communicator import CollectiveClock, Communicator
+from attention.exchange.member import CpMember
+from attention.exchange.plan import plan_exchange
+from parallel.collectives.communicator import CollectiveClock
 from proto import step_pb2
 from worker.blocks.rope import RotaryTables
 from worker.blocks.step_context import StepContext
@@ -23,14 +22,6 @@ from worker.step.stage_ends import Drawn, StageInput, StageOutput
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupKernels:
-    """The kernel of one cache group, and how its exchange is chosen."""
-
-    backend: AttentionBackend
-    policy: ExchangePolicy
-
-
-@dataclass(frozen=True, kw_only=True)
 class RankModel:
     """One rank's part of the model: its stage's two ends, the layers between them, and the kernels under them."""
 
@@ -39,8 +30,8 @@ class RankModel:
     output: StageOutput
     slot_tokens: SlotTokens
     tables: SequenceTables
-    kernels: Mapping[str, GroupKernels]
-    """By cache group, those that have a layer on this stage."""
+    members: Mapping[str, CpMember]
+    """What this rank brings to the exchange of each cache group that has a layer on this stage."""
     ropes: RotaryTables
     dtype: torch.dtype
     device: torch.device
@@ -54,13 +45,11 @@ class ModelRunner:
         model: RankModel,
         *,
         global_rank: int,
-        cp: Communicator,
         clock: CollectiveClock,
         hand_off: HandOff,
     ) -> None:
         self._model = model
         self._global_rank = global_rank
-        self._cp = cp
         self._clock = clock
         self._hand_off = hand_off
 
@@ -102,16 +91,7 @@ class ModelRunner:
         positions = torch.from_numpy(rows.positions).to(model.device, non_blocking=True)
         return StepContext(
             rotations=model.ropes(positions, dtype=model.dtype),
-            exchanges={
-                name: plan_exchange(
-                    rows.groups[name],
-                    group=self._cp,
-                    backend=kernels.backend,
-                    policy=kernels.policy,
-                    device=model.device,
-                )
-                for name, kernels in model.kernels.items()
-            },
+            exchanges={name: plan_exchange(rows.groups[name], member=member) for name, member in model.members.items()},
             padded_rows=rows.padded_rows,
         )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from attention.interface import Bools, Ints
+from parallel.arrays import Bools, Ints
 from parallel.chunk import cut_segments
 from parallel.page_columns import column
 from proto import step_pb2

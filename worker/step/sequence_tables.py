@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from attention.exchange_rows import ExchangeRows
-from attention.interface import Bools, Ints
+from attention.exchange.rows import ExchangeRows
+from parallel.arrays import Bools, Ints
 from parallel.page_columns import PageColumns, column
 from parallel.settings import EngineSettings
 from parallel.shape import RankCoordinates, ReplicaShape

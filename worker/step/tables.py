@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attention.interface import Ints, PageTables
+from attention.interface import PageTables
+from parallel.arrays import Ints
 from parallel.page_columns import PageColumns
 
 #: Pages of a sequence for which there is room at first.

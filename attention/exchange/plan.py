@@ -5,7 +5,7 @@ KV, KV in a ring, passed queries. A step's chunks run grouped by strategy in one
 strategy works on its own chunks' rows: it writes their K and V, attends, and gives the result to who computes the row.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,15 +13,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from attention.exchange_choice import ExchangePolicy, Strategy
-from attention.exchange_rows import ExchangeRows
-from attention.gather_kv import GatherKv
-from attention.interface import AttentionBackend, Bools
+from attention.exchange.choice import Strategy
+from attention.exchange.gather_kv import GatherKv
+from attention.exchange.local_rows import LocalRows
+from attention.exchange.member import CpMember
+from attention.exchange.pass_q import PassQ
+from attention.exchange.ring_kv import RingKv
+from attention.exchange.rows import ExchangeRows
 from attention.layer_memory import LayerMemory
-from attention.local_rows import LocalRows
-from attention.pass_q import PassQ
-from attention.ring_kv import RingKv
-from parallel.collectives.communicator import Communicator
+from parallel.arrays import Bools
 
 State = tuple[torch.Tensor, torch.Tensor | None]
 """An output [T, Hq, Dv] and, where asked, the natural log-sum-exp [T, Hq]."""
@@ -80,7 +80,13 @@ class PaddedExchange:
         return output, None if lse is None else F.pad(lse, (0, 0, 0, padding), value=-torch.inf)
 
 
-_MAKERS: dict[Strategy, Callable[..., Exchange]] = {
+class _Maker(Protocol):
+    """The constructor of a strategy."""
+
+    def __call__(self, rows: ExchangeRows, *, member: CpMember) -> Exchange: ...
+
+
+_MAKERS: dict[Strategy, _Maker] = {
     Strategy.LOCAL: LocalRows,
     Strategy.GATHER: GatherKv,
     Strategy.RING: RingKv,
@@ -88,27 +94,17 @@ _MAKERS: dict[Strategy, Callable[..., Exchange]] = {
 }
 
 
-def plan_exchange(
-    rows: ExchangeRows,
-    *,
-    group: Communicator,
-    backend: AttentionBackend,
-    policy: ExchangePolicy,
-    device: torch.device,
-) -> Exchange:
+def plan_exchange(rows: ExchangeRows, *, member: CpMember) -> Exchange:
     """The exchange of one step. Every cp rank gives the same segments, and after them its own padding: rows that see
     nothing but the rank's spare page.
     """
-    parts = _without_padding(list(policy.parts(rows)), rows)
-    made = [
-        _MAKERS[strategy](rows.take(index), group=group, backend=backend, policy=policy, device=device)
-        for strategy, index in parts
-    ]
-    places = [rows.row_places(index, cp_rank=group.index) for _, index in parts]
+    parts = _without_padding(list(member.policy.parts(rows)), rows)
+    made = [_MAKERS[strategy](rows.take(index), member=member) for strategy, index in parts]
+    places = [rows.row_places(index, cp_rank=member.group.index) for _, index in parts]
     if len(made) > 1:
-        on_device = [torch.from_numpy(place).to(device, non_blocking=True) for place in places]
+        on_device = [torch.from_numpy(place).to(member.device, non_blocking=True) for place in places]
         return MixedExchange([_Part(rows=place, exchange=part) for place, part in zip(on_device, made, strict=True)])
-    if len(made) == 1 and len(places[0]) < rows.rows_of(group.index):
+    if len(made) == 1 and len(places[0]) < rows.rows_of(member.group.index):
         return PaddedExchange(exchange=made[0], num_rows=len(places[0]))
     return made[0] if made else MixedExchange([])
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from attention.exchange_rows import ExchangeRows
+from attention.exchange.rows import ExchangeRows
 from attention.interface import AttentionBackend, KvWrite
 from attention.layer_memory import LayerMemory
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from attention.dense import State, attend, attend_plain
 from attention.interface import AttentionRows, AttentionSpec, PageTables
 from attention.layer_memory import LayerMemory
 from attention.merging import merge_pair
 from attention.plane_rows import PlaneRows
-from attention.scratch import Scratch
+from attention.torch_kernel.dense import State, attend, attend_plain
+from attention.torch_kernel.scratch import Scratch
 from parallel.storage import PlaneView
 
 QUERY_BLOCK = 256
@@ -66,7 +66,7 @@ class BlockRows:
         parts = scratch.take((sum(sizes),)).split(sizes)
         gathered = {}
         for (name, (rows, index)), part in zip(self.planes.items(), parts, strict=True):
-            rows.gather(layer.pages, index, out=part.view(len(index), rows.row_elements))
+            torch.index_select(layer.runs[name], 0, index, out=part.view(len(index), rows.row_elements))
             gathered[name] = part.view(rows.plane.num_heads, -1, rows.plane.elements)[:, : self.kv_len]
 
         def view(of: PlaneView) -> torch.Tensor:

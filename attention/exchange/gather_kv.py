@@ -12,42 +12,33 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from attention.exchange_choice import ExchangePolicy
-from attention.exchange_rows import ExchangeRows, kv_write
-from attention.interface import AttentionBackend, AttentionRows, Ints, KvWrite, PageTables
+from attention.exchange.member import CpMember
+from attention.exchange.own_writes import plan_foreign_rows, plan_own_writes
+from attention.exchange.row_packing import RowPacking
+from attention.exchange.rows import ExchangeRows, kv_write
+from attention.interface import AttentionRows, KvWrite, PageTables
 from attention.layer_memory import LayerMemory
-from attention.own_writes import plan_foreign_rows, plan_own_writes
-from attention.row_packing import RowPacking
-from parallel.collectives.communicator import Communicator
+from parallel.arrays import Ints
 
 
 class GatherKv:
     """See Exchange. Each rank contributes its pages chunk by chunk, padded to the longest contribution."""
 
-    def __init__(
-        self,
-        rows: ExchangeRows,
-        *,
-        group: Communicator,
-        backend: AttentionBackend,
-        policy: ExchangePolicy,
-        device: torch.device,
-    ) -> None:
-        del policy
-        self._group = group
-        self._backend = backend
-        self._writes = plan_own_writes(rows, cp_rank=group.index, device=device)
-        self._foreign = plan_foreign_rows(rows, cp_rank=group.index, device=device)
-        self._packing = RowPacking(backend.spec.page)
-        page_bytes = backend.spec.page.page_bytes
+    def __init__(self, rows: ExchangeRows, *, member: CpMember) -> None:
+        self._group = member.group
+        self._backend = member.backend
+        self._writes = plan_own_writes(rows, cp_rank=member.group.index, device=member.device)
+        self._foreign = plan_foreign_rows(rows, cp_rank=member.group.index, device=member.device)
+        self._packing = RowPacking(member.backend.spec.page)
+        page_bytes = member.backend.spec.page.page_bytes
         self._extra = -(-self._foreign.most * self._packing.row_bytes // page_bytes)
         pages = _GatheredPages(rows, extra=self._extra)
-        self._own = torch.from_numpy(pages.own(group.index)).to(device, non_blocking=True)
+        self._own = torch.from_numpy(pages.own(member.group.index)).to(member.device, non_blocking=True)
         self._num_pages = pages.padded
-        own = rows.take(rows.computed_by == group.index)
-        tables = PageTables.from_host(pages.addresses(), device=device)
-        self._plan = backend.plan(tables, pages.entries(own))
-        self._patch = pages.where(own.take(own.is_foreign), tables=tables, device=device)
+        own = rows.take(rows.computed_by == member.group.index)
+        tables = PageTables.from_host(pages.addresses(), device=member.device)
+        self._plan = member.backend.plan(tables, pages.entries(own))
+        self._patch = pages.where(own.take(own.is_foreign), tables=tables, device=member.device)
 
     def attend(
         self, q: torch.Tensor, planes: Sequence[torch.Tensor], layer: LayerMemory, *, with_lse: bool

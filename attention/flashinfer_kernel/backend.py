@@ -16,12 +16,13 @@ import numpy as np
 import torch
 
 from attention.broken_rows import mark_broken
-from attention.flashinfer_library import FlashInferLibrary, PagedDecode, PagedPrefill, PagedRun, load_flashinfer
-from attention.interface import AttentionRows, AttentionSpec, Bools, KvWrite, PageTables
+from attention.flashinfer_kernel.library import FlashInferLibrary, PagedDecode, PagedPrefill, PagedRun, load_flashinfer
+from attention.flashinfer_kernel.page_tables import IndexBuffer, join_tables
+from attention.flashinfer_kernel.wrapper_pool import Loan, WrapperPool
+from attention.interface import AttentionRows, AttentionSpec, KvWrite, PageTables
 from attention.layer_memory import LayerMemory
-from attention.page_tables import IndexBuffer, join_tables
 from attention.rows import check_rows
-from attention.wrapper_pool import Loan, WrapperPool
+from parallel.arrays import Bools
 
 RunT = TypeVar("RunT", bound=PagedRun)
 

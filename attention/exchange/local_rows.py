@@ -4,30 +4,19 @@ from collections.abc import Sequence
 
 import torch
 
-from attention.exchange_choice import ExchangePolicy
-from attention.exchange_rows import ExchangeRows
-from attention.interface import AttentionBackend
+from attention.exchange.member import CpMember
+from attention.exchange.rows import ExchangeRows
 from attention.layer_memory import LayerMemory
-from parallel.collectives.communicator import Communicator
 
 
 class LocalRows:
     """See Exchange. No collective: a cp rank without such rows does nothing."""
 
-    def __init__(
-        self,
-        rows: ExchangeRows,
-        *,
-        group: Communicator,
-        backend: AttentionBackend,
-        policy: ExchangePolicy,
-        device: torch.device,
-    ) -> None:
-        del policy
-        own = rows.take(rows.computed_by == group.index)
-        self._backend = backend
-        self._where = own.where_stored(device=device)
-        self._plan = backend.plan(rows.tables, own.over_pages_of(group.index))
+    def __init__(self, rows: ExchangeRows, *, member: CpMember) -> None:
+        own = rows.take(rows.computed_by == member.group.index)
+        self._backend = member.backend
+        self._where = own.where_stored(device=member.device)
+        self._plan = member.backend.plan(rows.tables, own.over_pages_of(member.group.index))
 
     def attend(
         self, q: torch.Tensor, planes: Sequence[torch.Tensor], layer: LayerMemory, *, with_lse: bool

@@ -11,36 +11,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from attention.exchange_choice import ExchangePolicy
-from attention.exchange_rows import ExchangeRows
-from attention.interface import AttentionBackend, AttentionRows
+from attention.exchange.member import CpMember
+from attention.exchange.own_writes import plan_foreign_rows, plan_own_writes
+from attention.exchange.row_packing import RowPacking
+from attention.exchange.rows import ExchangeRows
+from attention.interface import AttentionRows
 from attention.layer_memory import LayerMemory
-from attention.own_writes import plan_foreign_rows, plan_own_writes
-from attention.row_packing import RowPacking
-from parallel.collectives.communicator import Communicator
 
 
 class PassQ:
     """See Exchange. Rows are padded to the rank that has most of them, R."""
 
-    def __init__(
-        self,
-        rows: ExchangeRows,
-        *,
-        group: Communicator,
-        backend: AttentionBackend,
-        policy: ExchangePolicy,
-        device: torch.device,
-    ) -> None:
-        del policy
-        self._group = group
-        self._backend = backend
-        self._writes = plan_own_writes(rows, cp_rank=group.index, device=device)
-        self._foreign = plan_foreign_rows(rows, cp_rank=group.index, device=device)
-        self._packing = RowPacking(backend.spec.page)
-        counts = [rows.rows_of(cp_rank) for cp_rank in range(group.size)]
+    def __init__(self, rows: ExchangeRows, *, member: CpMember) -> None:
+        self._group = member.group
+        self._backend = member.backend
+        self._writes = plan_own_writes(rows, cp_rank=member.group.index, device=member.device)
+        self._foreign = plan_foreign_rows(rows, cp_rank=member.group.index, device=member.device)
+        self._packing = RowPacking(member.backend.spec.page)
+        counts = [rows.rows_of(cp_rank) for cp_rank in range(member.group.size)]
         self._padded = max(counts)
-        self._plan = backend.plan(rows.tables, self._entries(rows, counts))
+        self._plan = member.backend.plan(rows.tables, self._entries(rows, counts))
 
     def _entries(self, rows: ExchangeRows, counts: Sequence[int]) -> AttentionRows:
         """Everybody's rows, rank by rank, over this rank's pages; the padding of each rank is rows that see nothing."""

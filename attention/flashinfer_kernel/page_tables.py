@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attention.interface import AttentionRows, Ints, PageTables
+from attention.interface import AttentionRows, PageTables
+from parallel.arrays import Ints
 
 
 @dataclass(frozen=True, kw_only=True)

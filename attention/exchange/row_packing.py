@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from attention.layer_memory import TORCH_DTYPES
+from attention.dtypes import TORCH_DTYPES
 from parallel.storage import PageLayout
 
 

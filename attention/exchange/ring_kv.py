@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from attention.exchange_choice import ExchangePolicy
-from attention.exchange_rows import ExchangeRows, kv_write
-from attention.interface import AttentionBackend, AttentionPlan, AttentionRows, Bools, Ints, KvWrite, PageTables
+from attention.exchange.member import CpMember
+from attention.exchange.own_writes import plan_own_writes
+from attention.exchange.row_packing import RowPacking
+from attention.exchange.rows import ExchangeRows, kv_write
+from attention.interface import AttentionPlan, AttentionRows, KvWrite, PageTables
 from attention.layer_memory import LayerMemory
-from attention.own_writes import plan_own_writes
-from attention.row_packing import RowPacking
-from parallel.collectives.communicator import Communicator
+from parallel.arrays import Bools, Ints
 from parallel.exchange_memory import RING_BLOCKS
 
 
@@ -54,24 +54,16 @@ class _Block:
 class RingKv:
     """See Exchange."""
 
-    def __init__(
-        self,
-        rows: ExchangeRows,
-        *,
-        group: Communicator,
-        backend: AttentionBackend,
-        policy: ExchangePolicy,
-        device: torch.device,
-    ) -> None:
-        self._group = group
-        self._backend = backend
-        self._device = device
+    def __init__(self, rows: ExchangeRows, *, member: CpMember) -> None:
+        self._group = member.group
+        self._backend = member.backend
+        self._device = member.device
         self._rows = rows
-        self._own = rows.take(rows.computed_by == group.index)
-        self._writes = plan_own_writes(rows, cp_rank=group.index, device=device)
-        self._packing = RowPacking(backend.spec.page)
-        self._at_home = backend.plan(rows.tables, self._own.over_pages_of(group.index))
-        block_pages = max(policy.max_tokens // (RING_BLOCKS * rows.page_size), 1)
+        self._own = rows.take(rows.computed_by == member.group.index)
+        self._writes = plan_own_writes(rows, cp_rank=member.group.index, device=member.device)
+        self._packing = RowPacking(member.backend.spec.page)
+        self._at_home = member.backend.plan(rows.tables, self._own.over_pages_of(member.group.index))
+        block_pages = max(member.policy.max_tokens // (RING_BLOCKS * rows.page_size), 1)
         self._blocks = list(self._plan_blocks(block_pages))
 
     def attend(

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from attention.block_rows import BlockRows, plan_block_rows
 from attention.broken_rows import mark_broken
 from attention.interface import AttentionRows, AttentionSpec, KvWrite, PageTables
 from attention.layer_memory import LayerMemory
-from attention.listed_rows import ListedRows, plan_listed_rows
 from attention.merging import merge_partials
 from attention.rows import check_rows
-from attention.scratch import Scratch
-from attention.short_rows import MAX_SHORT_ROWS, ShortRows, plan_short_rows
+from attention.torch_kernel.block_rows import BlockRows, plan_block_rows
+from attention.torch_kernel.listed_rows import ListedRows, plan_listed_rows
+from attention.torch_kernel.scratch import Scratch
+from attention.torch_kernel.short_rows import MAX_SHORT_ROWS, ShortRows, plan_short_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from attention.batching import plan_batches
-from attention.interface import AttentionRows, AttentionSpec, Bools, Ints, PageTables
+from attention.interface import AttentionRows, AttentionSpec, PageTables
 from attention.layer_memory import LayerMemory
 from attention.plane_rows import PlaneRows
-from attention.scratch import Scratch
+from attention.torch_kernel.batching import plan_batches
+from attention.torch_kernel.scratch import Scratch
+from parallel.arrays import Bools, Ints
+from parallel.storage import PlaneView
 
 MAX_SHORT_ROWS = 8
 BATCH_BYTES = 3 << 20
@@ -31,7 +33,7 @@ PADDING_BYTES = 256 << 10
 class PlaneGather:
     """One plane of a batch's pages, copied into scratch that the batch's other plane uses too."""
 
-    rows: PlaneRows
+    plane: str
     index: torch.Tensor
     """int64, on the device."""
     gathered: torch.Tensor
@@ -39,9 +41,14 @@ class PlaneGather:
     by_head: torch.Tensor
     """The same memory as [B * H, L, elements]."""
 
-    def fill(self, pages: torch.Tensor) -> None:
-        """Gathers out of the memory `pages` uint8 [N, page_bytes]."""
-        self.rows.gather(pages, self.index, out=self.gathered)
+    def fill(self, layer: LayerMemory) -> None:
+        """Gathers out of a layer's memory."""
+        torch.index_select(layer.runs[self.plane], 0, self.index, out=self.gathered)
+
+    def view(self, of: PlaneView) -> torch.Tensor:
+        """What is gathered, as [B * H, L, width] of a key or a value."""
+        part: torch.Tensor = self.by_head.narrow(2, of.offset, of.width)
+        return part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +61,10 @@ class RowBatch:
     key: PlaneGather
     value: PlaneGather | None
     """None where it lies in the key's plane."""
+    keys: torch.Tensor
+    """[B * H, L, Dk], of what `key` gathers."""
+    values: torch.Tensor
+    """[B * H, L, Dv], of what `value` gathers, over the keys where that is another plane."""
     mask: torch.Tensor | None
     """bool [B, 1, R, 1, M]: of the last M of the L positions those hidden from a row; none where all see all."""
 
@@ -65,7 +76,9 @@ class RowBatch:
         scores = self._scores(q, layer)
         largest = scores.amax(dim=-1, keepdim=True) if with_lse else None
         weights = torch.softmax(scores, dim=-1, out=scores)
-        output = self._by_row(torch.bmm(weights, self._value(layer).to(weights.dtype)))
+        if self.value is not None:
+            self.value.fill(layer)
+        output = self._by_row(torch.bmm(weights, self.values.to(weights.dtype)))
         if largest is None:
             return output, None
         # The largest weight is exp(largest score - log-sum-exp).
@@ -74,9 +87,8 @@ class RowBatch:
     def _scores(self, q: torch.Tensor, layer: LayerMemory) -> torch.Tensor:
         """Masked and scaled scores [B * H, R * G, L]."""
         queries = self._by_kv_head(q).to(torch.promote_types(q.dtype, torch.float32))
-        self.key.fill(layer.pages)
-        view = self.spec.key
-        k = self.key.by_head.narrow(2, view.offset, view.width).to(queries.dtype)
+        self.key.fill(layer)
+        k = self.keys.to(queries.dtype)
         scores = queries.new_empty((*queries.shape[:2], k.shape[1]))
         torch.baddbmm(scores, queries, k.transpose(1, 2), beta=0, alpha=layer.scale, out=scores)
         if self.mask is not None:
@@ -84,13 +96,6 @@ class RowBatch:
             # Selected, not added to: what is hidden may be NaN.
             per_row[..., -self.mask.shape[-1] :].masked_fill_(self.mask, -math.inf)
         return scores
-
-    def _value(self, layer: LayerMemory) -> torch.Tensor:
-        """[B * H, L, Dv]; overwrites the key where it is another plane."""
-        gather = self.key if self.value is None else self.value
-        if self.value is not None:
-            gather.fill(layer.pages)
-        return gather.by_head.narrow(2, self.spec.value.offset, self.spec.value.width)
 
     def _by_kv_head(self, values: torch.Tensor) -> torch.Tensor:
         """From [B * R, H * G, D] to [B * H, R * G, D]."""
@@ -168,15 +173,17 @@ def _plan_batch(tables: PageTables, rows: AttentionRows, *, spec: AttentionSpec,
     kv_len = int(rows.kv_len.max())
     mask = _plan_mask(rows, kv_len=kv_len, window=spec.window)
     key = _plan_gather(spec.key.plane, pages, kv_len=kv_len, spec=spec, scratch=scratch)
-    is_one_plane = spec.value.plane == spec.key.plane
+    value = None
+    if spec.value.plane != spec.key.plane:
+        value = _plan_gather(spec.value.plane, pages, kv_len=kv_len, spec=spec, scratch=scratch)
     return RowBatch(
         num_sequences=len(rows),
         num_rows=int(rows.num_rows[0]),
         spec=spec,
         key=key,
-        value=None
-        if is_one_plane
-        else _plan_gather(spec.value.plane, pages, kv_len=kv_len, spec=spec, scratch=scratch),
+        value=value,
+        keys=key.view(spec.key),
+        values=(value or key).view(spec.value),
         mask=None if mask is None else torch.from_numpy(mask).to(spec.device, non_blocking=True),
     )
 
@@ -187,7 +194,7 @@ def _plan_gather(name: str, pages: Ints, *, kv_len: int, spec: AttentionSpec, sc
     gathered = scratch.take((len(index), plane.row_elements))
     heads = len(pages) * plane.plane.num_heads
     return PlaneGather(
-        rows=plane,
+        plane=name,
         index=torch.from_numpy(index).to(spec.device, non_blocking=True),
         gathered=gathered,
         by_head=gathered.view(heads, -1, plane.plane.elements)[:, :kv_len],

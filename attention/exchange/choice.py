@@ -19,8 +19,8 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from attention.exchange_rows import ExchangeRows
-from attention.interface import Bools, Ints
+from attention.exchange.rows import ExchangeRows
+from parallel.arrays import Bools, Ints
 from parallel.exchange_memory import gathered_parts
 from parallel.link import LinkSpeed
 

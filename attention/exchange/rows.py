@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attention.interface import AttentionRows, Bools, Ints, KvWrite, PageTables
+from attention.interface import AttentionRows, KvWrite, PageTables
+from parallel.arrays import Bools, Ints
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""Attention over paged KV in FlashInfer: for ranks on an NVIDIA GPU."""
