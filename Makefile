@@ -9,21 +9,22 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTOS := $(wildcard proto/*.proto)
 GENERATED := $(PROTOS:.proto=_pb2.py)
+NATIVE := native/built/.complete
 MODELS := .cache/models
 MODEL_STAMP := $(MODELS)/.complete
 # Says what is done; what pip and others print stays in the log unless they fail.
 QUIETLY := tools/quietly.sh .cache/install.log
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: demo test test-full check lint types contract proto demo-model install clean
+.PHONY: demo test test-full check lint types contract proto native demo-model install clean
 
-demo: proto demo-model
+demo: proto native demo-model
 	@$(BIN)/python examples/demo.py
 
-test: proto demo-model
+test: proto native demo-model
 	$(BIN)/python -m pytest -m "not full"
 
-test-full: proto demo-model
+test-full: proto native demo-model
 	$(BIN)/python -m pytest
 
 check: lint types contract test
@@ -33,7 +34,7 @@ lint: proto
 	$(BIN)/ruff format --check .
 
 types: proto
-	$(BIN)/mypy parallel attention moe worker router examples benchmarks tests
+	$(BIN)/mypy native parallel attention moe worker router examples benchmarks tests
 
 contract: proto
 	$(BIN)/lint-imports
@@ -42,7 +43,9 @@ proto: $(GENERATED)
 
 demo-model: $(MODEL_STAMP)
 
-install: $(STAMP)
+native: $(NATIVE)
+
+install: $(STAMP) $(NATIVE)
 
 # torch goes first and pinned: a range that admits a newer release would pull gigabytes of CUDA packages on a machine
 # without a GPU. The packages installed without dependencies are used for a file or for their signatures only: pip calls
@@ -65,10 +68,16 @@ $(GENERATED) &: $(PROTOS) setup.py | $(STAMP)
 	@$(QUIETLY) "generating the protocol buffers" $(BIN)/python setup.py generate_protos
 	@touch $(GENERATED)
 
+# A warning and no more where there is no compiler.
+$(NATIVE): $(wildcard native/src/*) native/build.py | $(STAMP)
+	@echo "building native kernels (about 5 s)"
+	@$(BIN)/python -m native.build > /dev/null
+	@mkdir -p $(@D) && touch $@
+
 $(MODEL_STAMP): examples/demo_models.py | $(STAMP)
 	@$(QUIETLY) "unpacking the demo model, SmolLM2-135M, in two forms (about 30 s)" \
 		$(BIN)/python examples/demo_models.py $(MODELS)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .cache build *.egg-info proto/*_pb2*.py proto/*_pb2*.pyi
+	rm -rf $(VENV) .cache native/built build *.egg-info proto/*_pb2*.py proto/*_pb2*.pyi

@@ -12,7 +12,8 @@ class EngineSettings:
     dtype is one of float32, bfloat16, float16 (already resolved from `auto`). step_timeout_s bounds one step of a
     replica and each of its collectives. `exchange` (auto, gather, ring, pass_q) is how queries meet the KV of other cp
     coordinates; `exchange_tokens` bounds the tokens of KV that it holds on a rank besides the pages, what is being sent
-    included. `dispatch` (auto, gather, all_to_all) is how rows get to their experts.
+    included. `dispatch` (auto, gather, all_to_all) is how rows get to their experts. `kernels`
+    (auto, torch, native) is who computes on a CPU beside attention.
     """
 
     dtype: str = "float32"
@@ -22,6 +23,7 @@ class EngineSettings:
     kv_tokens: int = 16384
     step_timeout_s: float = 60.0
     attention_kernel: str = "auto"
+    kernels: str = "auto"
     exchange: str = "auto"
     exchange_tokens: int = 32768
     dispatch: str = "auto"

@@ -128,6 +128,9 @@ class EngineConfig(_Strict):
     attention_kernel: Literal["auto", "torch", "flashinfer"] = Field(
         default="auto", description="who computes attention; auto is torch on cpu, flashinfer on cuda"
     )
+    kernels: Literal["auto", "torch", "native"] = Field(
+        default="auto", description="who computes the rest on cpu; auto is native where it could be built, else torch"
+    )
 
     exchange: Literal["auto", "gather", "ring", "pass_q"] = Field(
         default="auto", description="how queries meet the KV of other cp ranks; auto chooses for each chunk"

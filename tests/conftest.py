@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from native.build import Build
+from native.library import NativeLibrary
 from tests.harness.checkpoints import (
     Oracle,
     mxfp4_gpt_oss,
@@ -15,6 +17,12 @@ from tests.harness.checkpoints import (
     tiny_qwen3,
     tiny_qwen3_moe,
 )
+
+
+@pytest.fixture(scope="session")
+def library() -> NativeLibrary:
+    """The native kernels of this machine."""
+    return NativeLibrary(Build().make())
 
 
 @pytest.fixture(scope="session")

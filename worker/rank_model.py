@@ -18,6 +18,7 @@ from parallel.storage import CacheGroup, Listed
 from worker.blocks.expert_share import expert_share
 from worker.blocks.parts import Parts
 from worker.blocks.rope import RotaryTables
+from worker.kernels.interface import Kernels
 from worker.kv_memory import KvMemory
 from worker.models.decoder import Decoder
 from worker.models.registry import build_layer
@@ -35,6 +36,7 @@ def build_model(
     rank_share: ModelShare,
     *,
     settings: EngineSettings,
+    kernels: Kernels,
     groups: RankGroups,
     memory: KvMemory,
     make_backend: Callable[[AttentionSpec], AttentionBackend],
@@ -54,7 +56,15 @@ def build_model(
             settings=settings,
             device=device,
         )
-    parts = Parts(description, weights=weights, groups=groups, memory=memory, share=rank_share, expert_share=share)
+    parts = Parts(
+        description,
+        weights=weights,
+        kernels=kernels,
+        groups=groups,
+        memory=memory,
+        share=rank_share,
+        expert_share=share,
+    )
     slot_tokens = SlotTokens(num_slots=settings.max_sequences, groups=groups, device=device)
     tables = SequenceTables(
         shape=shape, coordinates=coordinates, settings=settings, groups=description.cache_groups, device=device

@@ -26,6 +26,7 @@ from worker.handoff.receiver import HandoffReceiver
 from worker.handoff.sender import HandoffSender
 from worker.handoff.transport.interface import MemoryRegion
 from worker.handoff.transport.nixl import NixlSource, NixlTarget
+from worker.kernels.choose import choose_kernels
 from worker.kv_memory import KvMemory, allocate_kv
 from worker.leader_thread import LeaderThread
 from worker.rank_model import build_model
@@ -142,6 +143,7 @@ class RankRuntime:
             folder,
             share,
             settings=settings,
+            kernels=choose_kernels(settings.kernels, device=self._device, dtype=settings.dtype),
             groups=groups,
             memory=memory,
             make_backend=partial(create_backend, kind=None if kernel == "auto" else kernel),

@@ -14,7 +14,7 @@ import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-PACKAGES = ("proto", "parallel", "attention", "moe", "worker", "router")
+PACKAGES = ("native", "proto", "parallel", "attention", "moe", "worker", "router")
 
 # Not resolved: a package's files may be links into a cache where its neighbours are not.
 _FOLDER = Path(__file__).absolute().parents[2]

@@ -8,6 +8,7 @@ import pytest
 from attention.flashinfer_kernel.backend import FlashInferAttentionBackend
 from attention.interface import AttentionBackend, AttentionSpec
 from attention.torch_kernel.backend import TorchAttentionBackend
+from native.library import NativeLibrary
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from tests.attention import flashinfer_double
@@ -15,6 +16,7 @@ from tests.engine.test_parity import prompts
 from tests.harness.checkpoints import Oracle
 from tests.harness.local_replica import LocalReplica, MakeBackend
 from tests.harness.parity import assert_replica_agrees
+from worker.kernels.native_kernels import NativeKernels
 
 NUM_TOKENS = 24
 SETTINGS = EngineSettings(page_size=16, max_batch_tokens=250, max_sequences=16, kv_tokens=4096)
@@ -47,6 +49,20 @@ SHAPES = {
     "pp2 dp2 cp2": shape(pp=2, dp=2, cp=2, moe_dp=2, moe_tp=2),
     "pp2 cp2 tp2": shape(pp=2, cp=2, tp=2, moe_dp=2),
 }
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_the_step_path_gives_transformers_logits_with_native_kernels(
+    family: str, name: str, library: NativeLibrary, request: pytest.FixtureRequest
+) -> None:
+    oracle: Oracle = request.getfixturevalue(family)
+    chosen = SHAPES[name] if family == "mixtral" else replace(SHAPES[name], experts=None)
+    kernels = NativeKernels(library, num_threads=1)
+    replica = LocalReplica(oracle.folder, shape=chosen, settings=SETTINGS, make_backend=torch_backend, kernels=kernels)
+    with closing(replica):
+        assert_replica_agrees(replica, oracle, prompts(), n=NUM_TOKENS)
 
 
 @pytest.mark.timeout(120)

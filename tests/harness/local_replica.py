@@ -23,6 +23,8 @@ from parallel.shape import ReplicaShape
 from proto import control_pb2, step_pb2
 from worker.engine.leader import Leader
 from worker.handoff.layer_wise import NoHandOff
+from worker.kernels.interface import Kernels
+from worker.kernels.torch_kernels import TorchKernels
 from worker.kv_memory import allocate_kv
 from worker.rank_model import build_model
 from worker.step.runner import ModelRunner
@@ -34,7 +36,13 @@ class LocalReplica:
     """The ranks of `shape` over the checkpoint in `folder`."""
 
     def __init__(
-        self, folder: Path, *, shape: ReplicaShape, settings: EngineSettings, make_backend: MakeBackend
+        self,
+        folder: Path,
+        *,
+        shape: ReplicaShape,
+        settings: EngineSettings,
+        make_backend: MakeBackend,
+        kernels: Kernels | None = None,
     ) -> None:
         description = describe_checkpoint(folder)
         self._shape = shape
@@ -67,6 +75,7 @@ class LocalReplica:
                 folder,
                 share,
                 settings=settings,
+                kernels=kernels or TorchKernels(),
                 groups=groups,
                 memory=memory,
                 make_backend=make_backend,

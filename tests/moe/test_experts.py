@@ -11,7 +11,7 @@ from moe.gate import choose_experts
 from moe.gather_dispatch import GatherDispatcher
 from parallel.collectives.communicator import LocalCommunicator
 from parallel.models.gates import SWIGLU, GateSpec, Scoring
-from worker.linear import PlainLinear
+from worker.kernels.torch_kernels import PlainLinear
 
 HIDDEN, WIDTH, EXPERTS, TOP_K = 12, 7, 6, 3
 GATE = GateSpec(num_experts=EXPERTS, top_k=TOP_K, scoring=Scoring.SOFTMAX, renormalise=True)

@@ -16,7 +16,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 from moe.gate import Gate, choose_experts
 from parallel.models.gates import GateSpec, GroupScore, Scoring
-from worker.linear import PlainLinear
+from worker.kernels.torch_kernels import PlainLinear
 
 NUM_EXPERTS, TOP_K, HIDDEN, ROWS = 12, 3, 10, 40
 #: Groups, and how many of them are kept.

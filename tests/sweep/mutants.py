@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.sweep.pairs import parse_pair
 
 ROOT = Path(__file__).resolve().parents[2]
-_FOLDERS = ("proto", "parallel", "attention", "moe", "worker", "router", "tests", "examples", "benchmarks")
+_FOLDERS = ("native", "proto", "parallel", "attention", "moe", "worker", "router", "tests", "examples", "benchmarks")
 _TIMEOUT_S = 1800
 
 

@@ -15,8 +15,8 @@ from worker.blocks.experts import ExpertBlock
 from worker.blocks.feed_forward import FeedForwardBlock
 from worker.blocks.head_norm import HeadNorm, no_norm
 from worker.blocks.vocabulary import Embedding, Norm, Output
+from worker.kernels.interface import Kernels
 from worker.kv_memory import KvMemory
-from worker.linear import make_linear
 from worker.weights import Weights
 
 
@@ -28,6 +28,7 @@ class Parts:
         description: ModelDescription,
         *,
         weights: Weights,
+        kernels: Kernels,
         groups: RankGroups,
         memory: KvMemory,
         share: ModelShare,
@@ -35,6 +36,7 @@ class Parts:
     ) -> None:
         self.description = description
         self._weights = weights
+        self._kernels = kernels
         self._groups = groups
         self._memory = memory
         self._share = share
@@ -56,7 +58,7 @@ class Parts:
         """The last norm and the output product."""
         return Output(
             norm=self.norm(norm),
-            head=make_linear([self._weights[head]]),
+            head=self._kernels.linear([self._weights[head]]),
             tp=self._groups["attn_tp"],
             vocab_size=self.description.vocab_size,
         )
@@ -109,7 +111,7 @@ class Parts:
         def gate_up(index: int) -> Linear:
             name = f"{prefix}.{index}.gate_up_proj"
             weight, bias = (_pairs_apart(self._weights.pop(part)) for part in (name, f"{name}_bias"))
-            return make_linear([weight], biases=[bias])
+            return self._kernels.linear([weight], biases=[bias])
 
         def down(index: int) -> Linear:
             name = f"{prefix}.{index}.down_proj"
@@ -172,7 +174,7 @@ class Parts:
         return [bias] if bias in self._weights else []
 
     def _linear(self, *names: str, biases: Sequence[str] = ()) -> Linear:
-        return make_linear(
+        return self._kernels.linear(
             [self._weights.pop(name) for name in names], biases=[self._weights.pop(name) for name in biases]
         )
 

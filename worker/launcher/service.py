@@ -15,6 +15,7 @@ from parallel.checkpoint.fingerprint import fingerprint
 from parallel.checkpoint.location import resolve_model
 from proto import control_pb2, control_pb2_grpc
 from worker.launcher.host_ranks import AssignmentError, HostRanks
+from worker.launcher.native_build import build_native
 from worker.launcher.rank_handle import StartRank
 from worker.launcher.rendezvous import RendezvousPorts
 
@@ -102,6 +103,8 @@ class LauncherService(control_pb2_grpc.LauncherServicer):
         context: "grpc.aio.ServicerContext[control_pb2.AssignRequest, control_pb2.AssignEvent]",
     ) -> AsyncIterator[control_pb2.AssignEvent]:
         """Streams what happens until every rank named is built."""
+        if not self._mock:
+            await build_native(request)
         ranks = await self._ranks_of(request.router_id, context)
         try:
             async for event in ranks.assign(request):

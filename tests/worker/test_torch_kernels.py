@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from worker.linear import make_linear, padded_rows
+from worker.kernels.torch_kernels import TorchKernels, padded_rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -18,7 +18,9 @@ def test_parts_and_their_biases_are_stacked_along_the_output(dtype: torch.dtype,
     biases = [torch.randn(len(part), generator=generator).to(dtype) for part in parts] if with_biases else []
     x = torch.randn(rows, 12, generator=generator).to(dtype)
     wanted = [F.linear(x, part, bias) for part, bias in itertools.zip_longest(parts, biases)]
-    assert torch.allclose(make_linear(parts, biases=biases)(x), torch.cat(wanted, dim=1), atol=1e-5, rtol=1e-2)
+    assert torch.allclose(
+        TorchKernels().linear(parts, biases=biases)(x), torch.cat(wanted, dim=1), atol=1e-5, rtol=1e-2
+    )
 
 
 def test_products_are_made_with_few_numbers_of_rows_none_of_them_much_too_large() -> None:

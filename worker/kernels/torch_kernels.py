@@ -1,4 +1,4 @@
-"""Products with a fixed weight. On a CPU it is packed once for oneDNN, which reads it two to three times as fast.
+"""Operations in torch. On a CPU a fixed weight is packed once for oneDNN, which reads it two to three times as fast.
 
 The packing operators are private to torch; where they are missing, or refuse a shape or type, `F.linear` does the same.
 """
@@ -9,18 +9,18 @@ import torch
 import torch.nn.functional as F
 
 from moe.experts import Linear
+from worker.kernels.interface import stacked
 
 
-def make_linear(parts: Sequence[torch.Tensor], *, biases: Sequence[torch.Tensor] = ()) -> Linear:
-    """The product x [T, in] -> [T, out] with the weights of `parts`, each [out_i, in], stacked along out.
+class TorchKernels:
+    """See Kernels."""
 
-    `biases`, each [out_i], are one for each part, or none.
-    """
-    weight = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
-    bias = torch.cat(list(biases)) if biases else None
-    if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return PackedLinear(weight, bias)
-    return PlainLinear(weight, bias)
+    def linear(self, parts: Sequence[torch.Tensor], *, biases: Sequence[torch.Tensor] = ()) -> Linear:
+        """See Kernels."""
+        weight, bias = stacked(parts), stacked(biases) if biases else None
+        if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+            return PackedLinear(weight, bias)
+        return PlainLinear(weight, bias)
 
 
 #: oneDNN reads a packed weight more slowly for one or two rows than for four: all products of a model of 135 million

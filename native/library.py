@@ -1,0 +1,34 @@
+"""The library's functions by their C signatures. Pointers are integers, sizes and strides count elements."""
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+
+
+class NativeLibrary:
+    """A loaded library. Its calls let other Python threads run, check nothing, and keep no pointer."""
+
+    def __init__(self, path: Path) -> None:
+        """OSError where the file cannot be loaded."""
+        library = ctypes.CDLL(str(path))
+        self.path = path
+        self.lanes = _bind(library, "muster_lanes", _INT)
+        self.packed_floats = _bind(library, "muster_packed_floats", _SIZE, _SIZE, _SIZE)
+        self.pack = _bind(library, "muster_pack", None, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _INT)
+        self.product = _bind(
+            library,
+            "muster_product",
+            None,
+            *(_POINTER, _SIZE, _SIZE),
+            *(_POINTER, _POINTER, _SIZE, _SIZE),
+            *(_POINTER, _SIZE, _INT),
+        )
+
+
+def _bind(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(library, name)
+    function.restype, function.argtypes = result, arguments  # type: ignore[attr-defined]
+    return function

@@ -1,0 +1,39 @@
+// Vectors of floats as wide as the processor's registers, by the compiler's own vector types.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace muster {
+
+#ifdef __AVX512F__
+constexpr int kVectorBytes = 64;
+#else
+constexpr int kVectorBytes = 32;
+#endif
+constexpr int kLanes = kVectorBytes / 4;
+
+typedef float Vector __attribute__((vector_size(kVectorBytes)));
+typedef float UnalignedVector __attribute__((vector_size(kVectorBytes), aligned(4)));
+
+inline Vector load(const float* from) { return *reinterpret_cast<const UnalignedVector*>(from); }
+
+inline void store(float* to, Vector value) { *reinterpret_cast<UnalignedVector*>(to) = value; }
+
+// The first `count` lanes only; a vector that is whole in one move.
+inline void store_part(float* to, Vector value, int64_t count) {
+  if (count >= kLanes) {
+    store(to, value);
+  } else if (count > 0) {
+    std::memcpy(to, &value, sizeof(float) * count);
+  }
+}
+
+inline Vector load_part(const float* from, int64_t count) {
+  if (count >= kLanes) return load(from);
+  Vector value{};
+  if (count > 0) std::memcpy(&value, from, sizeof(float) * count);
+  return value;
+}
+
+}  // namespace muster

@@ -1,0 +1,119 @@
+"""Products in C++ against numpy's, in each build that this processor can run, and under sanitizers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from native.build import AVX2, NATIVE, Build
+from native.library import NativeLibrary
+
+Floats = npt.NDArray[np.float32]
+
+#: (rows, out, in): empty, one, tails of a vector and of a panel, more rows than a block, one input.
+SIZES = [
+    (rows, out, size)
+    for rows in (0, 1, 2, 5, 6, 7, 12, 13, 49, 97, 200)
+    for out, size in ((1, 1), (3, 7), (16, 5), (17, 64), (33, 40), (64, 3), (95, 130))
+]
+
+
+@pytest.fixture(scope="module", params=[NATIVE, AVX2])
+def library(request: pytest.FixtureRequest) -> NativeLibrary:
+    flags = Path("/proc/cpuinfo").read_text()
+    if request.param == AVX2 and " avx2 " not in flags:
+        pytest.skip("this processor has no AVX2")
+    found = NativeLibrary(Build(march=request.param).make())
+    assert found.lanes() == (16 if request.param == NATIVE and " avx512f " in flags else 8)
+    return found
+
+
+def pack(library: NativeLibrary, weight: Floats, *, threads: int = 1) -> Floats:
+    packed = np.full(library.packed_floats(*weight.shape), np.nan, dtype=np.float32)
+    stride = weight.strides[0] // 4
+    library.pack(weight.ctypes.data, stride, *weight.shape, packed.ctypes.data, threads)
+    return packed
+
+
+def multiply(
+    library: NativeLibrary, x: Floats, packed: Floats, bias: Floats | None, *, out: int, threads: int = 1
+) -> Floats:
+    """Over rows that lie further apart than they are long, on both sides; what lies between stays as it was."""
+    rows, size = x.shape
+    apart, y = np.full((rows, size + 3), np.nan, dtype=np.float32), np.full((rows, out + 2), 7.0, dtype=np.float32)
+    apart[:, :size] = x
+    library.product(
+        *(apart.ctypes.data, size + 3, rows),
+        *(packed.ctypes.data, None if bias is None else bias.ctypes.data, out, size),
+        *(y.ctypes.data, out + 2, threads),
+    )
+    assert (y[:, out:] == 7.0).all()
+    return y[:, :out]
+
+
+def numbers(seed: int, *shape: int) -> Floats:
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("rows", "out", "size"), SIZES)
+def test_a_product_is_that_of_the_definition(
+    library: NativeLibrary, rows: int, out: int, size: int, with_bias: bool
+) -> None:
+    x, weight, bias = numbers(1, rows, size), numbers(2, out, size), numbers(3, out) if with_bias else None
+    found = multiply(library, x, pack(library, weight), bias, out=out)
+    wanted = x.astype(np.float64) @ weight.T.astype(np.float64) + (0 if bias is None else bias)
+    np.testing.assert_allclose(found, wanted, atol=2e-6 * size, rtol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_row_gives_the_same_bits_beside_any_others_and_on_any_number_of_threads(
+    library: NativeLibrary, threads: int
+) -> None:
+    x, weight = numbers(1, 60, 77), numbers(2, 100, 77)
+    packed = pack(library, weight, threads=threads)
+    assert (packed == pack(library, weight)).all()
+    together = multiply(library, x, packed, None, out=100, threads=threads)
+    for row in range(60):
+        assert (multiply(library, x[row : row + 1], packed, None, out=100) == together[row]).all()
+
+
+def test_a_weight_whose_rows_lie_apart_is_packed_as_one_whose_rows_do_not(library: NativeLibrary) -> None:
+    wide = numbers(1, 20, 50)
+    assert (pack(library, wide[:, :30]) == pack(library, np.ascontiguousarray(wide[:, :30]))).all()
+
+
+def test_a_row_that_holds_no_numbers_spoils_itself_alone(library: NativeLibrary) -> None:
+    x, weight = numbers(1, 9, 12), numbers(2, 40, 12)
+    packed = pack(library, weight)
+    clean = multiply(library, x, packed, None, out=40)
+    x[4, 3] = np.nan
+    broken = multiply(library, x, packed, None, out=40)
+    assert np.isnan(broken[4]).all()
+    assert (np.delete(broken, 4, axis=0) == np.delete(clean, 4, axis=0)).all()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("march", [NATIVE, AVX2])
+def test_no_byte_is_touched_that_is_not_the_call_s_own(march: str, tmp_path: Path) -> None:
+    """The same products in a build with sanitizers, over memory that begins and ends where it must."""
+    build = Build(
+        march=march,
+        extra=("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1"),
+        folders=(tmp_path,),
+    )
+    runtime = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.native.sanitized", str(build.make())],
+        env={"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-2000:]

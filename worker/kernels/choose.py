@@ -1,0 +1,54 @@
+"""Chooses the kernels of a rank: the one place that does."""
+
+import logging
+
+import torch
+
+from native.build import Build
+from native.library import NativeLibrary
+from worker.kernels.interface import Kernels
+from worker.kernels.native_kernels import NativeKernels
+from worker.kernels.torch_kernels import TorchKernels
+
+logger = logging.getLogger(__name__)
+
+
+def choose_kernels(asked: str, *, device: torch.device, dtype: str) -> Kernels:
+    """The kernels that `asked` (auto, torch, native) means on `device`, for numbers of `dtype`.
+
+    Builds nothing: that is the launcher's part. ValueError where native ones are asked for and cannot be had.
+    """
+    if asked == "torch":
+        return TorchKernels()
+    reason = _why_not(device=device, dtype=dtype)
+    library = None
+    if reason is None:
+        library, reason = _load()
+    if library is None:
+        if asked == "native":
+            raise ValueError(f"engine.kernels is native, but {reason}")
+        if device.type == "cpu":
+            logger.warning("kernels: torch's, for %s", reason)
+        return TorchKernels()
+    num_threads = torch.get_num_threads()
+    logger.info("kernels: native, vectors of %d floats, threads=%d", library.lanes(), num_threads)
+    return NativeKernels(library, num_threads=num_threads)
+
+
+def _why_not(*, device: torch.device, dtype: str) -> str | None:
+    """What stands against native kernels, as the end of a sentence."""
+    if device.type != "cpu":
+        return f"the device is {device.type}: they are for cpu"
+    if dtype != "float32":
+        return f"the dtype is {dtype}: they compute in float32"
+    return None
+
+
+def _load() -> tuple[NativeLibrary | None, str | None]:
+    path = Build().find()
+    if path is None:
+        return None, "they are not built for this machine: `python -m native.build` says why"
+    try:
+        return NativeLibrary(path), None
+    except OSError as error:
+        return None, f"{path} cannot be loaded: {error}"

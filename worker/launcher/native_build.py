@@ -1,0 +1,22 @@
+"""Builds native kernels before ranks start: a rank loads them, and never compiles inside a step."""
+
+import asyncio
+import logging
+
+from native.build import Build, BuildError
+from proto import control_pb2
+
+logger = logging.getLogger(__name__)
+
+
+async def build_native(request: control_pb2.AssignRequest) -> None:
+    """Builds what the ranks of `request` may load, where it is not there; a failure is a warning, for ranks do without.
+
+    A few seconds once a machine.
+    """
+    if request.device_kind != "cpu" or request.engine.kernels == "torch":
+        return
+    try:
+        await asyncio.to_thread(Build().make)
+    except BuildError as error:
+        logger.warning("no native kernels, ranks use torch's: %s", error)
