@@ -1,9 +1,14 @@
 """What an expert does with the products of its gate and up projections."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
 from parallel.models.gates import Activation
+
+#: A product with a fixed weight: [N, in] to [N, out].
+Linear = Callable[[torch.Tensor], torch.Tensor]
 
 
 def activate(gate_NI: torch.Tensor, up_NI: torch.Tensor, activation: Activation) -> torch.Tensor:
@@ -14,3 +19,16 @@ def activate(gate_NI: torch.Tensor, up_NI: torch.Tensor, activation: Activation)
     alpha = activation.alpha
     glu_NI = F.silu(gate_NI) if alpha == 1.0 else gate_NI * (gate_NI * alpha).sigmoid()
     return glu_NI * (up_NI + activation.up_offset if activation.up_offset else up_NI)
+
+
+class Gated:
+    """A product with gate and up stacked in one weight, and the activation behind it: [N, in] to [N, I]."""
+
+    def __init__(self, gate_up: Linear, activation: Activation) -> None:
+        self._gate_up = gate_up
+        self._activation = activation
+
+    def __call__(self, x_NH: torch.Tensor) -> torch.Tensor:
+        """x [N, in] to [N, I]."""
+        gate, up = self._gate_up(x_NH).chunk(2, dim=-1)
+        return activate(gate, up, self._activation)

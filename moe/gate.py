@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from moe.experts import Linear
+from moe.activation import Linear
 from parallel.models.gates import GateSpec, GroupScore, Scoring
 
 

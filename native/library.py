@@ -5,7 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+
+
+class Expert(ctypes.Structure):
+    """The packed weights of one expert; a bias may be null."""
+
+    _fields_ = (
+        ("gated", _POINTER),
+        ("gated_bias", _POINTER),
+        ("down", _POINTER),
+        ("down_bias", _POINTER),
+    )
 
 
 class NativeLibrary:
@@ -18,13 +29,23 @@ class NativeLibrary:
         self.lanes = _bind(library, "muster_lanes", _INT)
         self.packed_floats = _bind(library, "muster_packed_floats", _SIZE, _SIZE, _SIZE)
         self.pack = _bind(library, "muster_pack", None, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _INT)
-        self.product = _bind(
+        self.packed_pair_floats = _bind(library, "muster_packed_pair_floats", _SIZE, _SIZE, _SIZE)
+        self.pack_pairs = _bind(
+            library, "muster_pack_pairs", None, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _INT
+        )
+        rows, weight, out = (_POINTER, _SIZE, _SIZE), (_POINTER, _POINTER, _SIZE, _SIZE), (_POINTER, _SIZE, _INT)
+        self.product = _bind(library, "muster_product", None, *rows, *weight, *out)
+        activation = (_FLOAT, _FLOAT, _FLOAT)
+        self.gated_product = _bind(library, "muster_gated_product", None, *rows, *weight, *activation, *out)
+        self.experts = _bind(
             library,
-            "muster_product",
+            "muster_experts",
             None,
+            *(ctypes.POINTER(Expert), _SIZE, _SIZE),
             *(_POINTER, _SIZE, _SIZE),
             *(_POINTER, _POINTER, _SIZE, _SIZE),
-            *(_POINTER, _SIZE, _INT),
+            *activation,
+            *(_POINTER, _POINTER, _INT),
         )
 
 

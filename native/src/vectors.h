@@ -16,6 +16,16 @@ constexpr int kLanes = kVectorBytes / 4;
 typedef float Vector __attribute__((vector_size(kVectorBytes)));
 typedef float UnalignedVector __attribute__((vector_size(kVectorBytes), aligned(4)));
 
+typedef int32_t IntVector __attribute__((vector_size(kVectorBytes)));
+
+inline Vector splat(float value) { return value - Vector{}; }
+
+inline Vector as_floats(IntVector bits) {
+  Vector value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
 inline Vector load(const float* from) { return *reinterpret_cast<const UnalignedVector*>(from); }
 
 inline void store(float* to, Vector value) { *reinterpret_cast<UnalignedVector*>(to) = value; }

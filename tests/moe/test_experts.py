@@ -5,6 +5,7 @@ import contextlib
 import torch
 import torch.nn.functional as F
 
+from moe.activation import Gated
 from moe.dispatch import NO_SLOT
 from moe.experts import TorchExperts
 from moe.gate import choose_experts
@@ -43,9 +44,8 @@ def run(first: int, count: int, x: torch.Tensor, ids: torch.Tensor, shares: torc
     gate_up, down = weights()
     experts = TorchExperts(
         first=first,
-        gate_up=[PlainLinear(weight) for weight in gate_up[first : first + count]],
+        gated=[Gated(PlainLinear(weight), SWIGLU) for weight in gate_up[first : first + count]],
         down=[PlainLinear(weight) for weight in down[first : first + count]],
-        activation=SWIGLU,
     )
     return experts.run(x, ids, shares)
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from native.library import NativeLibrary
+from tests.native.test_experts import CLAMPED, Layer
+from tests.native.test_products import numbers
 
 
 def products(library: NativeLibrary) -> None:
@@ -25,6 +27,17 @@ def products(library: NativeLibrary) -> None:
                 assert (y == size + 1).all()
 
 
+def experts(library: NativeLibrary) -> None:
+    """Tails of units and of the width, rows that chose nobody here, slots of others."""
+    for rows, choices, width, units in ((0, 2, 3, 3), (1, 1, 1, 1), (13, 2, 17, 15), (30, 3, 33, 33)):
+        layer = Layer(first=1, count=3, width=width, units=units, with_biases=True)
+        x, shares = numbers(1, rows, width), numbers(2, rows, choices)
+        slots = np.random.default_rng(0).integers(-1, 6, (rows, choices))
+        layer.run(library, x, slots, shares, by=CLAMPED, threads=2)
+
+
 if __name__ == "__main__":
-    products(NativeLibrary(Path(sys.argv[1])))
+    loaded = NativeLibrary(Path(sys.argv[1]))
+    products(loaded)
+    experts(loaded)
     print("done")

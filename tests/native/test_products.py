@@ -1,8 +1,10 @@
 """Products in C++ against numpy's, in each build that this processor can run, and under sanitizers."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +96,69 @@ def test_a_row_that_holds_no_numbers_spoils_itself_alone(library: NativeLibrary)
     broken = multiply(library, x, packed, None, out=40)
     assert np.isnan(broken[4]).all()
     assert (np.delete(broken, 4, axis=0) == np.delete(clean, 4, axis=0)).all()
+
+
+@pytest.mark.parametrize("activation", [(1.0, 0.0, math.inf), (1.702, 1.0, 0.8)])
+@pytest.mark.parametrize(("rows", "units", "size"), [(0, 5, 4), (1, 1, 1), (3, 15, 9), (14, 16, 8), (60, 33, 20)])
+def test_a_gated_product_is_that_of_the_definition(
+    library: NativeLibrary, rows: int, units: int, size: int, activation: tuple[float, float, float]
+) -> None:
+    x, gate, up, bias = numbers(1, rows, size), numbers(2, units, size), numbers(3, units, size), numbers(4, 2 * units)
+    packed = np.full(library.packed_pair_floats(units, size), np.nan, dtype=np.float32)
+    library.pack_pairs(gate.ctypes.data, up.ctypes.data, size, units, size, packed.ctypes.data, 2)
+    y = np.empty((rows, units), dtype=np.float32)
+    library.gated_product(
+        *(x.ctypes.data, size, rows),
+        *(packed.ctypes.data, bias.ctypes.data, units, size),
+        *activation,
+        *(y.ctypes.data, units, 2),
+    )
+    wide = x.astype(np.float64)
+    wanted = activated(wide @ gate.T + bias[:units], wide @ up.T + bias[units:], activation)
+    np.testing.assert_allclose(y, wanted, atol=1e-5 * size, rtol=1e-5)
+
+
+def activated(gate: npt.NDArray[np.float64], up: npt.NDArray[np.float64], by: tuple[float, float, float]) -> Any:
+    """(up + offset) * gate * sigmoid(alpha * gate) of numbers cut to a limit, in float64."""
+    alpha, offset, limit = by
+    gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    with np.errstate(over="ignore"):
+        return (up + offset) * gate / (1 + np.exp(-alpha * gate))
+
+
+@pytest.mark.parametrize("gate", [0.0, -0.0, 1e-30, -1e-30, 20.0, -20.0, 87.5, -87.5, 1000.0, -1000.0, 3e38])
+def test_the_activation_holds_at_the_ends_of_what_an_exponential_can_be(library: NativeLibrary, gate: float) -> None:
+    one = np.ones((1, 1), dtype=np.float32)
+    packed = np.empty(library.packed_pair_floats(1, 1), dtype=np.float32)
+    library.pack_pairs(one.ctypes.data, one.ctypes.data, 1, 1, 1, packed.ctypes.data, 1)
+    x, bias = np.zeros((1, 1), dtype=np.float32), np.array([gate, 1.0], dtype=np.float32)
+    y = np.empty((1, 1), dtype=np.float32)
+    library.gated_product(
+        *(x.ctypes.data, 1, 1),
+        *(packed.ctypes.data, bias.ctypes.data, 1, 1),
+        *(1.0, 0.0, math.inf),
+        *(y.ctypes.data, 1, 1),
+    )
+    wanted = float(activated(bias[:1].astype(np.float64), np.ones(1), (1.0, 0.0, math.inf))[0])
+    np.testing.assert_allclose(y[0, 0], wanted, rtol=1e-6, atol=1e-33)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_stays_none_behind_an_activation_with_a_limit(library: NativeLibrary, value: float) -> None:
+    one = np.ones((1, 1), dtype=np.float32)
+    packed = np.empty(library.packed_pair_floats(1, 1), dtype=np.float32)
+    library.pack_pairs(one.ctypes.data, one.ctypes.data, 1, 1, 1, packed.ctypes.data, 1)
+    for bias in ([value, 1.0], [1.0, value]):
+        x, both = np.zeros((1, 1), dtype=np.float32), np.array(bias, dtype=np.float32)
+        y = np.empty((1, 1), dtype=np.float32)
+        limit = 7.0 if math.isnan(value) else math.inf
+        library.gated_product(
+            *(x.ctypes.data, 1, 1),
+            *(packed.ctypes.data, both.ctypes.data, 1, 1),
+            *(1.0, 0.0, limit),
+            *(y.ctypes.data, 1, 1),
+        )
+        assert not np.isfinite(y).any()
 
 
 @pytest.mark.timeout(120)

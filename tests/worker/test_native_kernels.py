@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from moe.experts import ExpertWeights
 from native.build import Build
 from native.library import NativeLibrary
+from parallel.models.gates import SWIGLU, Activation
 from worker.kernels import choose
 from worker.kernels.choose import choose_kernels
 from worker.kernels.native_kernels import NativeKernels
@@ -32,6 +34,40 @@ def test_rows_of_whatever_strides_are_taken(library: NativeLibrary) -> None:
     linear = NativeKernels(library, num_threads=1).linear([weight])
     for rows in (x[:, 5:17], x[::3, :12], torch.randn(12, 7).t()):
         assert torch.allclose(linear(rows), F.linear(rows, weight), atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", [SWIGLU, Activation(alpha=1.702, up_offset=1.0, limit=0.7)])
+@pytest.mark.parametrize("with_biases", [False, True])
+@pytest.mark.parametrize("rows", [0, 1, 40])
+def test_gated_products_and_experts_give_what_torch_gives(
+    library: NativeLibrary, rows: int, with_biases: bool, activation: Activation
+) -> None:
+    generator = torch.Generator().manual_seed(rows)
+
+    def expert() -> ExpertWeights:
+        gate_up = torch.randn(14, 12, generator=generator)
+        biases = torch.randn(2, 7, generator=generator)
+        return ExpertWeights(
+            gate=gate_up[0::2],
+            up=gate_up[1::2],
+            down=torch.randn(12, 7, generator=generator),
+            gate_up_biases=(biases[0], biases[1]) if with_biases else None,
+            down_bias=torch.randn(12, generator=generator) if with_biases else None,
+        )
+
+    weights = [expert(), expert()]
+    weights.append(weights[0])  # an expert with two slots
+    x, shares = torch.randn(rows, 12, generator=generator), torch.rand(rows, 2, generator=generator)
+    slots = torch.randint(-1, 6, (rows, 2), generator=generator)
+    native, plain = NativeKernels(library, num_threads=2), TorchKernels()
+    first, biases = weights[0], weights[0].gate_up_biases
+    gated: list[torch.Tensor] = []
+    summed: list[torch.Tensor] = []
+    for kernels in (native, plain):
+        gated.append(kernels.gated(first.gate, first.up, biases=biases, activation=activation)(x))
+        summed.append(kernels.experts(weights, first=1, activation=activation).run(x, slots, shares))
+    assert torch.allclose(gated[0], gated[1], atol=1e-5)
+    assert torch.allclose(summed[0], summed[1], atol=1e-4)
 
 
 def test_a_weight_of_another_dtype_is_torch_s(library: NativeLibrary) -> None:

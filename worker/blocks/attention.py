@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from attention.layer_memory import LayerMemory
-from moe.experts import Linear
+from moe.activation import Linear
 from parallel.collectives.communicator import Communicator
 from parallel.collectives.rows import gather_rows, reduce_scatter_rows
 from parallel.models.description import RopeSpec

@@ -3,7 +3,7 @@
 import torch
 
 from moe.dispatchers import Dispatchers
-from moe.experts import TorchExperts
+from moe.experts import Experts
 from moe.gate import Gate
 from moe.slots import SlotMap
 from worker.blocks.step_context import StepContext
@@ -18,7 +18,7 @@ class ExpertBlock:
         gate: Gate,
         slots: SlotMap,
         dispatchers: Dispatchers,
-        experts: TorchExperts,
+        experts: Experts,
     ) -> None:
         self._gate = gate
         self._slots = slots

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from moe.experts import Linear, TorchExperts
+from moe.activation import Linear
+from moe.experts import ExpertWeights
 from moe.gate import Gate
 from parallel.collectives.groups import RankGroups
 from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
+from parallel.models.gates import SWIGLU
 from worker.blocks.attention import AttentionBlock, LayerHeads
 from worker.blocks.expert_share import ExpertShare
 from worker.blocks.experts import ExpertBlock
@@ -84,7 +86,8 @@ class Parts:
 
     def feed_forward(self, *, gate: str, up: str, down: str) -> FeedForwardBlock:
         """A dense feed-forward block of the three tensors named."""
-        return FeedForwardBlock(gate_up=self._linear(gate, up), down=self._linear(down), tp=self._groups["attn_tp"])
+        gated = self._kernels.gated(self._weights.pop(gate), self._weights.pop(up), activation=SWIGLU)
+        return FeedForwardBlock(gated=gated, down=self._linear(down), tp=self._groups["attn_tp"])
 
     def experts(self, *, layer: int, gate: str, expert: str, names: Mapping[str, str]) -> ExpertBlock:
         """The experts of layer `layer` behind the gate named.
@@ -92,15 +95,13 @@ class Parts:
         `expert` is a prefix with `{}` for the expert's number, `names` give gate, up, down.
         """
 
-        def product(index: int, *parts: str) -> Linear:
-            return self._linear(*(f"{expert.format(index)}.{names[part]}.weight" for part in parts))
+        def weights(index: int) -> ExpertWeights:
+            gate, up, down = (
+                self._weights.pop(f"{expert.format(index)}.{names[part]}.weight") for part in ("gate", "up", "down")
+            )
+            return ExpertWeights(gate=gate, up=up, down=down)
 
-        return self._experts(
-            gate,
-            layer=layer,
-            gate_up=lambda index: product(index, "gate", "up"),
-            down=lambda index: product(index, "down"),
-        )
+        return self._experts(gate, layer=layer, weights=weights)
 
     def paired_experts(self, *, layer: int, gate: str, prefix: str) -> ExpertBlock:
         """The same of experts with biases, the rows of whose gate and up lie in turn.
@@ -108,34 +109,32 @@ class Parts:
         Expert E's are `prefix`.E.gate_up_proj and down_proj, with _bias each.
         """
 
-        def gate_up(index: int) -> Linear:
-            name = f"{prefix}.{index}.gate_up_proj"
-            weight, bias = (_pairs_apart(self._weights.pop(part)) for part in (name, f"{name}_bias"))
-            return self._kernels.linear([weight], biases=[bias])
+        def weights(index: int) -> ExpertWeights:
+            gate_up, down = (f"{prefix}.{index}.{name}" for name in ("gate_up_proj", "down_proj"))
+            gate, up = _in_turn(self._weights.pop(gate_up))
+            held = self._held(f"{down}_bias")
+            return ExpertWeights(
+                gate=gate,
+                up=up,
+                down=self._weights.pop(down),
+                gate_up_biases=_in_turn(self._weights.pop(f"{gate_up}_bias")),
+                down_bias=self._weights.pop(held[0]) if held else None,
+            )
 
-        def down(index: int) -> Linear:
-            name = f"{prefix}.{index}.down_proj"
-            return self._linear(name, biases=self._held(f"{name}_bias"))
+        return self._experts(gate, layer=layer, weights=weights)
 
-        return self._experts(gate, layer=layer, gate_up=gate_up, down=down)
-
-    def _experts(
-        self, gate: str, *, layer: int, gate_up: Callable[[int], Linear], down: Callable[[int], Linear]
-    ) -> ExpertBlock:
+    def _experts(self, gate: str, *, layer: int, weights: Callable[[int], ExpertWeights]) -> ExpertBlock:
         experts, share = self.description.experts, self._expert_share
         assert experts is not None and share is not None
         held, slots = share.layers[layer].held, share.layers[layer].slots
         # An expert may have two slots here: it is loaded once.
-        products = {index: (gate_up(index), down(index)) for index in sorted(set(held))}
+        loaded = {index: weights(index) for index in sorted(set(held))}
         return ExpertBlock(
             gate=self._gate(gate),
             slots=slots,
             dispatchers=share.dispatchers,
-            experts=TorchExperts(
-                first=share.first_slot,
-                gate_up=[products[index][0] for index in held],
-                down=[products[index][1] for index in held],
-                activation=experts.activation,
+            experts=self._kernels.experts(
+                [loaded[index] for index in held], first=share.first_slot, activation=experts.activation
             ),
         )
 
@@ -179,7 +178,6 @@ class Parts:
         )
 
 
-def _pairs_apart(tensor: torch.Tensor) -> torch.Tensor:
-    """[2 · n, ...] whose rows are of gate and up in turn, to those of gate and then those of up."""
-    pairs: torch.Tensor = tensor.unflatten(0, (-1, 2))
-    return pairs.transpose(0, 1).flatten(0, 1)
+def _in_turn(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[2 · n, ...] whose rows are of gate and up in turn, to those of each."""
+    return tensor[0::2], tensor[1::2]

@@ -7,7 +7,7 @@ vocabulary, Vp tokens of this rank's part.
 import torch
 import torch.nn.functional as F
 
-from moe.experts import Linear
+from moe.activation import Linear
 from parallel.collectives.communicator import Communicator
 from parallel.collectives.rows import gather_rows, reduce_scatter_rows
 

@@ -5,7 +5,9 @@ from typing import Protocol
 
 import torch
 
-from moe.experts import Linear
+from moe.activation import Linear
+from moe.experts import Experts, ExpertWeights
+from parallel.models.gates import Activation
 
 
 class Kernels(Protocol):
@@ -16,6 +18,21 @@ class Kernels(Protocol):
 
         `biases`, each [out_i], are one for each part, or none.
         """
+        ...
+
+    def gated(
+        self,
+        gate: torch.Tensor,
+        up: torch.Tensor,
+        *,
+        biases: tuple[torch.Tensor, torch.Tensor] | None = None,
+        activation: Activation,
+    ) -> Linear:
+        """x [T, in] -> activation of its products with gate and up [I, in]: [T, I]; `biases`, each [I], or none."""
+        ...
+
+    def experts(self, weights: Sequence[ExpertWeights], *, first: int, activation: Activation) -> Experts:
+        """The experts of the slots from `first` on, one of `weights` each; one that has two slots is held once."""
         ...
 
 

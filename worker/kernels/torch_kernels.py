@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from moe.experts import Linear
+from moe.activation import Gated, Linear
+from moe.experts import Experts, ExpertWeights, TorchExperts
+from parallel.models.gates import Activation
 from worker.kernels.interface import stacked
 
 
@@ -21,6 +23,28 @@ class TorchKernels:
         if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
             return PackedLinear(weight, bias)
         return PlainLinear(weight, bias)
+
+    def gated(
+        self,
+        gate: torch.Tensor,
+        up: torch.Tensor,
+        *,
+        biases: tuple[torch.Tensor, torch.Tensor] | None = None,
+        activation: Activation,
+    ) -> Linear:
+        """See Kernels."""
+        return Gated(self.linear([gate, up], biases=biases or ()), activation)
+
+    def experts(self, weights: Sequence[ExpertWeights], *, first: int, activation: Activation) -> Experts:
+        """See Kernels."""
+        products = {id(each): self._expert(each, activation) for each in weights}
+        of_slots = [products[id(each)] for each in weights]
+        return TorchExperts(first=first, gated=[gated for gated, _ in of_slots], down=[down for _, down in of_slots])
+
+    def _expert(self, weights: ExpertWeights, activation: Activation) -> tuple[Linear, Linear]:
+        biases = [] if weights.down_bias is None else [weights.down_bias]
+        gated = self.gated(weights.gate, weights.up, biases=weights.gate_up_biases, activation=activation)
+        return gated, self.linear([weights.down], biases=biases)
 
 
 #: oneDNN reads a packed weight more slowly for one or two rows than for four: all products of a model of 135 million

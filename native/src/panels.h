@@ -1,0 +1,93 @@
+// Rows by a fixed weight in panels: the loop under every product.
+//
+//   weight [out, in]      panels of kPanel outputs, each [in][kPanel]: read from begin to end, whatever the rows are
+//
+//        in                     k = 0       k = 1
+//     +-------+               +-----------+-----------+--
+//  out| p0    |   panel p0:   | o0 .. o31 | o0 .. o31 | ...        outputs behind the last one are zeros
+//     +-------+               +-----------+-----------+--
+//     | p1    |
+//
+// In a panel of pairs the left half are gates and the right half the ups of the same units, so that both sums of a unit
+// are in registers together. A tile of rows meets one panel in registers. Every output is summed over k in order, from
+// zero: what a row gives does not depend on the rows beside it, nor on the number of threads.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <utility>
+
+#include "vectors.h"
+
+namespace muster {
+
+constexpr int kPanel = 2 * kLanes;
+#ifdef __AVX512F__
+constexpr int kTile = 12;  // 24 sums, two vectors of weights and a row's value in 32 registers
+#else
+constexpr int kTile = 6;  // 12 sums in 16
+#endif
+// Rows that go through all panels together: as many as stay in the second cache beside a panel.
+constexpr int64_t kBlock = 8 * kTile;
+
+struct Tile {
+  const float* rows[kTile];
+  Vector sums[kTile][2];
+};
+
+template <int kRows>
+void meet(Tile& tile, const float* panel, int64_t in) {
+  Vector sums[kRows][2] = {};
+  const float* rows[kRows];
+  for (int row = 0; row < kRows; ++row) rows[row] = tile.rows[row];
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < in; ++k) {
+    const Vector left = load(panel + k * kPanel), right = load(panel + k * kPanel + kLanes);
+#pragma GCC unroll 12
+    for (int row = 0; row < kRows; ++row) {
+      const float value = rows[row][k];
+      sums[row][0] += value * left;
+      sums[row][1] += value * right;
+    }
+  }
+  for (int row = 0; row < kRows; ++row) {
+    tile.sums[row][0] = sums[row][0];
+    tile.sums[row][1] = sums[row][1];
+  }
+}
+
+using Meet = void (*)(Tile&, const float*, int64_t);
+
+template <int... kCounts>
+constexpr auto meets(std::integer_sequence<int, kCounts...>) {
+  return std::array<Meet, sizeof...(kCounts)>{meet<kCounts + 1>...};
+}
+
+// Rows row_of(0) .. row_of(count - 1) by the panels [first, last) of `packed`; take(row, panel, left sums, right sums).
+// Tiles of a block are as even as can be: a last one of a single row would read a panel for itself.
+template <class RowOf, class Take>
+void multiply(int64_t count, RowOf row_of, const float* packed, int64_t in, int64_t first, int64_t last, Take take) {
+  static constexpr auto kMeets = meets(std::make_integer_sequence<int, kTile>{});
+  Tile tile;
+  for (int64_t block = 0; block < count; block += kBlock) {
+    const int64_t rows = std::min(kBlock, count - block), parts = (rows + kTile - 1) / kTile;
+    for (int64_t panel = first; panel < last; ++panel) {
+      for (int64_t part = 0; part < parts; ++part) {
+        const int64_t begin = block + rows * part / parts, end = block + rows * (part + 1) / parts;
+        for (int64_t row = begin; row < end; ++row) tile.rows[row - begin] = row_of(row);
+        kMeets[end - begin - 1](tile, packed + panel * in * kPanel, in);
+        for (int64_t row = begin; row < end; ++row) {
+          take(row, panel, tile.sums[row - begin][0], tile.sums[row - begin][1]);
+        }
+      }
+    }
+  }
+}
+
+inline int64_t num_panels(int64_t out) { return (out + kPanel - 1) / kPanel; }
+
+// Of panels of pairs, whose weight has `units` gates and as many ups.
+inline int64_t num_pair_panels(int64_t units) { return (units + kLanes - 1) / kLanes; }
+
+}  // namespace muster
