@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 
 
@@ -19,13 +21,40 @@ class Expert(ctypes.Structure):
     )
 
 
+#: One entry of attention: `pages` is the address of its page numbers, int32.
+ENTRY = np.dtype(
+    [("first_row", "i8"), ("num_rows", "i8"), ("kv_len", "i8"), ("is_causal", "i8"), ("pages", "u8")], align=True
+)
+
+
+class Plane(ctypes.Structure):
+    """Where keys or values lie."""
+
+    _fields_ = (("first", _POINTER), ("page_stride", _SIZE), ("head_stride", _SIZE), ("position_stride", _SIZE))
+
+
+class AttentionShape(ctypes.Structure):
+    """What the entries of one call share; `window` is 0 for none."""
+
+    _fields_ = (
+        ("num_heads", _SIZE),
+        ("num_kv_heads", _SIZE),
+        ("key_width", _SIZE),
+        ("value_width", _SIZE),
+        ("page_size", _SIZE),
+        ("window", _SIZE),
+        ("scale", _FLOAT),
+    )
+
+
 class NativeLibrary:
     """A loaded library. Its calls let other Python threads run, check nothing, and keep no pointer."""
 
-    def __init__(self, path: Path) -> None:
-        """OSError where the file cannot be loaded."""
+    def __init__(self, path: Path, *, num_threads: int = 1) -> None:
+        """OSError where the file cannot be loaded. `num_threads` is what its user gives each call."""
         library = ctypes.CDLL(str(path))
         self.path = path
+        self.num_threads = num_threads
         self.lanes = _bind(library, "muster_lanes", _INT)
         self.packed_floats = _bind(library, "muster_packed_floats", _SIZE, _SIZE, _SIZE)
         self.pack = _bind(library, "muster_pack", None, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _INT)
@@ -45,6 +74,15 @@ class NativeLibrary:
             *(_POINTER, _SIZE, _SIZE),
             *(_POINTER, _POINTER, _SIZE, _SIZE),
             *activation,
+            *(_POINTER, _POINTER, _INT),
+        )
+        self.attend = _bind(
+            library,
+            "muster_attend",
+            None,
+            *(_POINTER, _SIZE),
+            *(ctypes.POINTER(AttentionShape), ctypes.POINTER(Plane), ctypes.POINTER(Plane)),
+            *(_POINTER, _SIZE, _SIZE),
             *(_POINTER, _POINTER, _INT),
         )
 

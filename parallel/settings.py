@@ -13,7 +13,7 @@ class EngineSettings:
     replica and each of its collectives. `exchange` (auto, gather, ring, pass_q) is how queries meet the KV of other cp
     coordinates; `exchange_tokens` bounds the tokens of KV that it holds on a rank besides the pages, what is being sent
     included. `dispatch` (auto, gather, all_to_all) is how rows get to their experts. `kernels`
-    (auto, torch, native) is who computes on a CPU beside attention.
+    (auto, torch, native) is who computes on a CPU; `attention_kernel` (those, and flashinfer) may differ from it.
     """
 
     dtype: str = "float32"

@@ -125,11 +125,11 @@ class EngineConfig(_Strict):
     step_timeout_s: Seconds = Field(
         default=_ENGINE.step_timeout_s, description="seconds after which a step that has not ended counts as hung"
     )
-    attention_kernel: Literal["auto", "torch", "flashinfer"] = Field(
-        default="auto", description="who computes attention; auto is torch on cpu, flashinfer on cuda"
+    attention_kernel: Literal["auto", "torch", "native", "flashinfer"] = Field(
+        default="auto", description="who computes attention; auto is flashinfer on cuda, and on cpu what `kernels` says"
     )
     kernels: Literal["auto", "torch", "native"] = Field(
-        default="auto", description="who computes the rest on cpu; auto is native where it could be built, else torch"
+        default="auto", description="who computes on cpu; auto is native where it could be built, else torch"
     )
 
     exchange: Literal["auto", "gather", "ring", "pass_q"] = Field(

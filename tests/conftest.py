@@ -22,7 +22,7 @@ from tests.harness.checkpoints import (
 @pytest.fixture(scope="session")
 def library() -> NativeLibrary:
     """The native kernels of this machine."""
-    return NativeLibrary(Build().make())
+    return NativeLibrary(Build().make(), num_threads=2)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from worker.handoff.receiver import HandoffReceiver
 from worker.handoff.sender import HandoffSender
 from worker.handoff.transport.interface import MemoryRegion
 from worker.handoff.transport.nixl import NixlSource, NixlTarget
-from worker.kernels.choose import choose_kernels
+from worker.kernels.choose import choose_library, make_kernels
 from worker.kv_memory import KvMemory, allocate_kv
 from worker.leader_thread import LeaderThread
 from worker.rank_model import build_model
@@ -138,15 +138,16 @@ class RankRuntime:
         settings = self._settings
         share = ModelShare(description=description, shape=self._shape, coordinates=self._coordinates)
         kernel = settings.attention_kernel
+        library = choose_library(settings.kernels, device=self._device, dtype=settings.dtype)
         memory = allocate_kv(share.storage(settings), device=self._device)
         model = build_model(
             folder,
             share,
             settings=settings,
-            kernels=choose_kernels(settings.kernels, device=self._device, dtype=settings.dtype),
+            kernels=make_kernels(library),
             groups=groups,
             memory=memory,
-            make_backend=partial(create_backend, kind=None if kernel == "auto" else kernel),
+            make_backend=partial(create_backend, kind=None if kernel == "auto" else kernel, library=library),
             progress=lambda fraction: self._progress("weights", fraction),
         )
         self._handoff = self._build_handoff(share, memory)

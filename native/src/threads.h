@@ -26,4 +26,17 @@ void in_shares(int64_t count, int threads, Work work) {
   work(0, count);
 }
 
+// Calls work(item) for each item below `count`, each on the thread that is free next: for items of uneven length.
+template <class Work>
+void in_turns(int64_t count, int threads, Work work) {
+#ifdef _OPENMP
+  if (threads > 1 && count > 1) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t item = 0; item < count; ++item) work(item);
+    return;
+  }
+#endif
+  for (int64_t item = 0; item < count; ++item) work(item);
+}
+
 }  // namespace muster

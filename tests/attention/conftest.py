@@ -1,10 +1,14 @@
 """The backends under test, each made from a spec."""
 
+from functools import partial
+
 import pytest
 
 from attention.flashinfer_kernel.backend import FlashInferAttentionBackend
 from attention.interface import AttentionBackend, AttentionSpec
+from attention.native_kernel.backend import NativeAttentionBackend
 from attention.torch_kernel.backend import TorchAttentionBackend
+from native.library import NativeLibrary
 from tests.attention import flashinfer_double
 from tests.attention.reference import MakeBackend
 
@@ -14,7 +18,12 @@ def make_flashinfer(spec: AttentionSpec) -> AttentionBackend:
     return FlashInferAttentionBackend(spec, library=flashinfer_double, workspace_bytes=1024)
 
 
-@pytest.fixture(params=["torch", "flashinfer"])
-def make_backend(request: pytest.FixtureRequest) -> MakeBackend:
+@pytest.fixture(params=["torch", "native", "flashinfer"])
+def make_backend(request: pytest.FixtureRequest, library: NativeLibrary) -> MakeBackend:
     """Every test that takes this runs once for each backend."""
-    return {"torch": TorchAttentionBackend, "flashinfer": make_flashinfer}[request.param]
+    makers: dict[str, MakeBackend] = {
+        "torch": TorchAttentionBackend,
+        "native": partial(NativeAttentionBackend, library=library),
+        "flashinfer": make_flashinfer,
+    }
+    return makers[request.param]

@@ -2,11 +2,13 @@
 
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from attention.flashinfer_kernel.backend import FlashInferAttentionBackend
 from attention.interface import AttentionBackend, AttentionSpec
+from attention.native_kernel.backend import NativeAttentionBackend
 from attention.torch_kernel.backend import TorchAttentionBackend
 from native.library import NativeLibrary
 from parallel.settings import EngineSettings
@@ -59,8 +61,8 @@ def test_the_step_path_gives_transformers_logits_with_native_kernels(
 ) -> None:
     oracle: Oracle = request.getfixturevalue(family)
     chosen = SHAPES[name] if family == "mixtral" else replace(SHAPES[name], experts=None)
-    kernels = NativeKernels(library, num_threads=1)
-    replica = LocalReplica(oracle.folder, shape=chosen, settings=SETTINGS, make_backend=torch_backend, kernels=kernels)
+    kernels, backend = NativeKernels(library), partial(NativeAttentionBackend, library=library)
+    replica = LocalReplica(oracle.folder, shape=chosen, settings=SETTINGS, make_backend=backend, kernels=kernels)
     with closing(replica):
         assert_replica_agrees(replica, oracle, prompts(), n=NUM_TOKENS)
 

@@ -1,16 +1,17 @@
 """`LD_PRELOAD=libasan.so python -m tests.native.sanitized LIBRARY`: every verb over arrays of exactly its sizes."""
 
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
-from native.library import NativeLibrary
+from native.library import ENTRY, AttentionShape, NativeLibrary, Plane
 from tests.native.test_experts import CLAMPED, Layer
 from tests.native.test_products import numbers
 
 
-def products(library: NativeLibrary) -> None:
+def panels(library: NativeLibrary) -> None:
     """All tails of rows, outputs and inputs."""
     for rows in (0, 1, 5, 7, 12, 13, 98):
         for out in (1, 15, 16, 17, 31, 33, 64):
@@ -36,8 +37,30 @@ def experts(library: NativeLibrary) -> None:
         layer.run(library, x, slots, shares, by=CLAMPED, threads=2)
 
 
+def attention(library: NativeLibrary) -> None:
+    """Tails of widths, pages that end inside a block, windows, rows that see nothing; memory of exactly the pages."""
+    cases = product((1, 5, 16), (1, 17, 64, 130), (1, 7, 16, 40), (1, 3), (0, 9))
+    for page_size, kv_len, width, num_rows, window in cases:
+        kv_heads, group, num_pages = 2, 3, -(-kv_len // page_size)
+        memory = numbers(1, 2, num_pages, kv_heads, page_size, width)
+        pages = np.arange(num_pages, dtype=np.int32)[::-1].copy()
+        strides = (kv_heads * page_size * width, page_size * width, width)
+        planes = [Plane(plane.ctypes.data, *strides) for plane in memory]
+        entries = np.array([(0, num_rows, kv_len, 1, pages.ctypes.data)], dtype=ENTRY)
+        q = numbers(2, num_rows, kv_heads * group, width)
+        output, lse = np.empty_like(q), np.empty(q.shape[:2], dtype=np.float32)
+        library.attend(
+            *(entries.ctypes.data, 1),
+            *(AttentionShape(kv_heads * group, kv_heads, width, width, page_size, window, 0.3), *planes),
+            *(q.ctypes.data, kv_heads * group * width, width),
+            *(output.ctypes.data, lse.ctypes.data, 2),
+        )
+        assert np.isfinite(output).all()
+
+
 if __name__ == "__main__":
     loaded = NativeLibrary(Path(sys.argv[1]))
-    products(loaded)
+    panels(loaded)
     experts(loaded)
+    attention(loaded)
     print("done")

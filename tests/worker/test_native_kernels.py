@@ -11,7 +11,7 @@ from native.build import Build
 from native.library import NativeLibrary
 from parallel.models.gates import SWIGLU, Activation
 from worker.kernels import choose
-from worker.kernels.choose import choose_kernels
+from worker.kernels.choose import choose_library, make_kernels
 from worker.kernels.native_kernels import NativeKernels
 from worker.kernels.torch_kernels import TorchKernels
 
@@ -25,13 +25,13 @@ def test_a_linear_gives_what_torch_gives(library: NativeLibrary, with_biases: bo
     parts = [torch.randn(size, 12, generator=generator) for size in (6, 2, 33)]
     biases = [torch.randn(len(part), generator=generator) for part in parts] if with_biases else []
     x = torch.randn(rows, 12, generator=generator)
-    found = NativeKernels(library, num_threads=2).linear(parts, biases=biases)(x)
+    found = NativeKernels(library).linear(parts, biases=biases)(x)
     assert torch.allclose(found, TorchKernels().linear(parts, biases=biases)(x), atol=1e-5)
 
 
 def test_rows_of_whatever_strides_are_taken(library: NativeLibrary) -> None:
     x, weight = torch.randn(40, 30), torch.randn(9, 12)
-    linear = NativeKernels(library, num_threads=1).linear([weight])
+    linear = NativeKernels(library).linear([weight])
     for rows in (x[:, 5:17], x[::3, :12], torch.randn(12, 7).t()):
         assert torch.allclose(linear(rows), F.linear(rows, weight), atol=1e-5)
 
@@ -59,7 +59,7 @@ def test_gated_products_and_experts_give_what_torch_gives(
     weights.append(weights[0])  # an expert with two slots
     x, shares = torch.randn(rows, 12, generator=generator), torch.rand(rows, 2, generator=generator)
     slots = torch.randint(-1, 6, (rows, 2), generator=generator)
-    native, plain = NativeKernels(library, num_threads=2), TorchKernels()
+    native, plain = NativeKernels(library), TorchKernels()
     first, biases = weights[0], weights[0].gate_up_biases
     gated: list[torch.Tensor] = []
     summed: list[torch.Tensor] = []
@@ -72,16 +72,18 @@ def test_gated_products_and_experts_give_what_torch_gives(
 
 def test_a_weight_of_another_dtype_is_torch_s(library: NativeLibrary) -> None:
     weight, x = torch.randn(9, 12).bfloat16(), torch.randn(3, 12).bfloat16()
-    assert torch.equal(NativeKernels(library, num_threads=1).linear([weight])(x), F.linear(x, weight))
+    assert torch.equal(NativeKernels(library).linear([weight])(x), F.linear(x, weight))
 
 
 def test_auto_is_native_on_a_cpu_in_float32_and_torch_elsewhere(library: NativeLibrary) -> None:
-    del library  # built
-    assert isinstance(choose_kernels("auto", device=CPU, dtype="float32"), NativeKernels)
-    assert isinstance(choose_kernels("native", device=CPU, dtype="float32"), NativeKernels)
-    assert isinstance(choose_kernels("torch", device=CPU, dtype="float32"), TorchKernels)
-    assert isinstance(choose_kernels("auto", device=CPU, dtype="bfloat16"), TorchKernels)
-    assert isinstance(choose_kernels("auto", device=torch.device("cuda", 0), dtype="float32"), TorchKernels)
+    for asked in ("auto", "native"):
+        chosen = choose_library(asked, device=CPU, dtype="float32")
+        assert chosen is not None and (chosen.path, chosen.num_threads) == (library.path, torch.get_num_threads())
+        assert isinstance(make_kernels(chosen), NativeKernels)
+    assert choose_library("torch", device=CPU, dtype="float32") is None
+    assert choose_library("auto", device=CPU, dtype="bfloat16") is None
+    assert choose_library("auto", device=torch.device("cuda", 0), dtype="float32") is None
+    assert isinstance(make_kernels(None), TorchKernels)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_auto_is_native_on_a_cpu_in_float32_and_torch_elsewhere(library: NativeL
 )
 def test_native_kernels_that_cannot_be_had_are_an_error_that_says_why(device: str, dtype: str, words: str) -> None:
     with pytest.raises(ValueError, match=f"engine.kernels is native, but {words}"):
-        choose_kernels("native", device=torch.device(device), dtype=dtype)
+        choose_library("native", device=torch.device(device), dtype=dtype)
 
 
 def test_where_nothing_is_built_auto_warns_once_and_native_is_an_error(
@@ -99,12 +101,12 @@ def test_where_nothing_is_built_auto_warns_once_and_native_is_an_error(
     empty = tmp_path_factory.mktemp("empty")
     monkeypatch.setattr(choose, "Build", lambda: Build(folders=(empty,)))
     with caplog.at_level(logging.WARNING):
-        assert isinstance(choose_kernels("auto", device=CPU, dtype="float32"), TorchKernels)
+        assert choose_library("auto", device=CPU, dtype="float32") is None
     assert [record.message for record in caplog.records] == [
         "kernels: torch's, for they are not built for this machine: `python -m native.build` says why"
     ]
     with pytest.raises(ValueError, match="they are not built for this machine"):
-        choose_kernels("native", device=CPU, dtype="float32")
+        choose_library("native", device=CPU, dtype="float32")
 
 
 def test_a_file_that_is_no_library_is_a_warning(
@@ -115,5 +117,5 @@ def test_a_file_that_is_no_library_is_a_warning(
     build.make().write_bytes(b"no library")
     monkeypatch.setattr(choose, "Build", lambda: build)
     with caplog.at_level(logging.WARNING):
-        assert isinstance(choose_kernels("auto", device=CPU, dtype="float32"), TorchKernels)
+        assert choose_library("auto", device=CPU, dtype="float32") is None
     assert "cannot be loaded" in caplog.text

@@ -13,26 +13,29 @@ from worker.kernels.torch_kernels import TorchKernels
 logger = logging.getLogger(__name__)
 
 
-def choose_kernels(asked: str, *, device: torch.device, dtype: str) -> Kernels:
-    """The kernels that `asked` (auto, torch, native) means on `device`, for numbers of `dtype`.
+def choose_library(asked: str, *, device: torch.device, dtype: str) -> NativeLibrary | None:
+    """The library of native kernels where `asked` (auto, torch, native) means them on `device`, for numbers of `dtype`.
 
     Builds nothing: that is the launcher's part. ValueError where native ones are asked for and cannot be had.
     """
     if asked == "torch":
-        return TorchKernels()
+        return None
     reason = _why_not(device=device, dtype=dtype)
     library = None
     if reason is None:
         library, reason = _load()
-    if library is None:
-        if asked == "native":
-            raise ValueError(f"engine.kernels is native, but {reason}")
-        if device.type == "cpu":
-            logger.warning("kernels: torch's, for %s", reason)
-        return TorchKernels()
-    num_threads = torch.get_num_threads()
-    logger.info("kernels: native, vectors of %d floats, threads=%d", library.lanes(), num_threads)
-    return NativeKernels(library, num_threads=num_threads)
+    if library is not None:
+        logger.info("kernels: native, vectors of %d floats, threads=%d", library.lanes(), library.num_threads)
+    elif asked == "native":
+        raise ValueError(f"engine.kernels is native, but {reason}")
+    elif device.type == "cpu":
+        logger.warning("kernels: torch's, for %s", reason)
+    return library
+
+
+def make_kernels(library: NativeLibrary | None) -> Kernels:
+    """Native kernels where there is a library, else torch's."""
+    return TorchKernels() if library is None else NativeKernels(library)
 
 
 def _why_not(*, device: torch.device, dtype: str) -> str | None:
@@ -49,6 +52,6 @@ def _load() -> tuple[NativeLibrary | None, str | None]:
     if path is None:
         return None, "they are not built for this machine: `python -m native.build` says why"
     try:
-        return NativeLibrary(path), None
+        return NativeLibrary(path, num_threads=torch.get_num_threads()), None
     except OSError as error:
         return None, f"{path} cannot be loaded: {error}"

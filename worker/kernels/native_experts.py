@@ -23,7 +23,7 @@ class NativeExperts:
         self._first = first
         self._activation = activation_floats(activation)
         self._run = packer.library.experts
-        self._num_threads = packer.num_threads
+        self._num_threads = packer.library.num_threads
 
     def run(self, x_NH: torch.Tensor, slots_NK: torch.Tensor, weights_NK: torch.Tensor) -> torch.Tensor:
         """See Experts."""

@@ -18,8 +18,8 @@ from worker.kernels.torch_kernels import TorchKernels
 class NativeKernels:
     """See Kernels. Weights are held packed, once, in one arena."""
 
-    def __init__(self, library: NativeLibrary, *, num_threads: int) -> None:
-        self._packer = Packer(library, arena=Arena(), num_threads=num_threads)
+    def __init__(self, library: NativeLibrary) -> None:
+        self._packer = Packer(library, arena=Arena())
         self._torch = TorchKernels()
 
     def linear(self, parts: Sequence[torch.Tensor], *, biases: Sequence[torch.Tensor] = ()) -> Linear:

@@ -26,18 +26,17 @@ class Packed:
 
 
 class Packer:
-    """Packs float32 weights into an arena, and says with how many threads they are used."""
+    """Packs float32 weights into an arena."""
 
-    def __init__(self, library: NativeLibrary, *, arena: Arena, num_threads: int) -> None:
+    def __init__(self, library: NativeLibrary, *, arena: Arena) -> None:
         self.library = library
-        self.num_threads = num_threads
         self._arena = arena
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Packed:
         """weight [out, in], bias [out]."""
         out, size = weight.shape
         packed, rows = self._take(self.library.packed_floats(out, size)), _rows(weight)
-        self.library.pack(rows.data_ptr(), rows.stride(0), out, size, packed.data_ptr(), self.num_threads)
+        self.library.pack(rows.data_ptr(), rows.stride(0), out, size, packed.data_ptr(), self.library.num_threads)
         return Packed(weight=packed, bias=None if bias is None else bias.contiguous(), out=out, size=size)
 
     def pack_pairs(
@@ -48,7 +47,7 @@ class Packer:
         packed = self._take(self.library.packed_pair_floats(units, size))
         gates, ups = gate.contiguous(), up.contiguous()
         self.library.pack_pairs(
-            gates.data_ptr(), ups.data_ptr(), size, units, size, packed.data_ptr(), self.num_threads
+            gates.data_ptr(), ups.data_ptr(), size, units, size, packed.data_ptr(), self.library.num_threads
         )
         return Packed(weight=packed, bias=None if biases is None else torch.cat(biases), out=units, size=size)
 
@@ -62,7 +61,7 @@ class NativeLinear:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, packer: Packer) -> None:
         self._packed = packer.pack(weight, bias)
         self._product = packer.library.product
-        self._num_threads = packer.num_threads
+        self._num_threads = packer.library.num_threads
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, in] -> [T, out]."""
@@ -92,7 +91,7 @@ class NativeGated:
         self._packed = packer.pack_pairs(gate, up, biases)
         self._activation = activation_floats(activation)
         self._product = packer.library.gated_product
-        self._num_threads = packer.num_threads
+        self._num_threads = packer.library.num_threads
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, in] -> [T, I]."""

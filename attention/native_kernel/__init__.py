@@ -1,0 +1,1 @@
+"""Attention over paged KV in C++, for ranks on a CPU: pages are read where they lie."""
