@@ -39,8 +39,8 @@ def copy_of_make(folder: Path) -> None:
     """What `make` reads before anything is set up."""
     for name in ("Makefile", "pyproject.toml", "setup.py"):
         shutil.copy(ROOT / name, folder)
-    for name in ("tools", "examples"):
-        shutil.copytree(ROOT / name, folder / name)
+    for name in ("tools", "examples", "native"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("built", "__pycache__"))
     (folder / "proto").mkdir()
 
 

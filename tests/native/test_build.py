@@ -73,3 +73,15 @@ def test_where_the_first_folder_cannot_be_made_the_next_one_is_used(build: Build
     nowhere = Build(sources=build.sources, folders=(tmp_path / "file" / "built",))
     with pytest.raises(BuildError, match=r"no folder to build in: .*Not a directory"):
         nowhere.make()
+
+
+def test_the_command_warns_without_a_compiler_and_says_where_the_library_is_with_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "native.build"]
+    nothing = {"PATH": str(tmp_path), "CXX": "no-such-compiler", "XDG_CACHE_HOME": str(tmp_path)}
+    # Another processor's features are as good as no library: what was built here has to be left alone.
+    program = "import sys, native.build as b; b._processor = lambda: 'another'; b.main()"
+    done = subprocess.run([sys.executable, "-c", program], env=nothing, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith("warning: no native kernels, torch's are used instead: no C++ compiler: none of ")
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert Path(found.stdout.strip()) == Build().find()
