@@ -2,12 +2,21 @@
 
 import ctypes
 from collections.abc import Callable
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+
+
+class Stored(IntEnum):
+    """How a weight is stored: floats, or halves that are widened as they are read."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    FLOAT16 = 2
 
 
 class Expert(ctypes.Structure):
@@ -56,13 +65,14 @@ class NativeLibrary:
         self.path = path
         self.num_threads = num_threads
         self.lanes = _bind(library, "muster_lanes", _INT)
-        self.packed_floats = _bind(library, "muster_packed_floats", _SIZE, _SIZE, _SIZE)
-        self.pack = _bind(library, "muster_pack", None, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _INT)
-        self.packed_pair_floats = _bind(library, "muster_packed_pair_floats", _SIZE, _SIZE, _SIZE)
+        self.packed_size = _bind(library, "muster_packed_size", _SIZE, _SIZE, _SIZE)
+        self.pack = _bind(library, "muster_pack", None, _INT, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _INT)
+        self.packed_pair_size = _bind(library, "muster_packed_pair_size", _SIZE, _SIZE, _SIZE)
         self.pack_pairs = _bind(
-            library, "muster_pack_pairs", None, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _INT
+            library, "muster_pack_pairs", None, _INT, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _INT
         )
-        rows, weight, out = (_POINTER, _SIZE, _SIZE), (_POINTER, _POINTER, _SIZE, _SIZE), (_POINTER, _SIZE, _INT)
+        rows, out = (_POINTER, _SIZE, _SIZE), (_POINTER, _SIZE, _INT)
+        weight = (_INT, _POINTER, _POINTER, _SIZE, _SIZE)
         self.product = _bind(library, "muster_product", None, *rows, *weight, *out)
         activation = (_FLOAT, _FLOAT, _FLOAT)
         self.gated_product = _bind(library, "muster_gated_product", None, *rows, *weight, *activation, *out)
@@ -70,7 +80,7 @@ class NativeLibrary:
             library,
             "muster_experts",
             None,
-            *(ctypes.POINTER(Expert), _SIZE, _SIZE),
+            *(ctypes.POINTER(Expert), _SIZE, _SIZE, _INT),
             *(_POINTER, _SIZE, _SIZE),
             *(_POINTER, _POINTER, _SIZE, _SIZE),
             *activation,

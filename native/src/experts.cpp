@@ -15,9 +15,9 @@ namespace muster {
 
 // One expert's packed weights, as Python fills them in: pointers that may be null are biases.
 struct Expert {
-  const float* gated;
+  const void* gated;
   const float* gated_bias;
-  const float* down;
+  const void* down;
   const float* down_bias;
 };
 
@@ -55,8 +55,8 @@ extern "C" {
 // out [rows, width] = of each row the weighted sum over its choices among the `count` experts from slot `first` on; zeros
 // where it has none. x [rows, width], slots and weights [rows, choices] are contiguous, as is hidden [rows * choices,
 // units], which is scratch.
-void muster_experts(const Expert* experts, int64_t first, int64_t count, const float* x, int64_t rows, int64_t width,
-                    const int64_t* slots, const float* weights, int64_t choices, int64_t units, float alpha,
+void muster_experts(const Expert* experts, int64_t first, int64_t count, int stored, const float* x, int64_t rows,
+                    int64_t width, const int64_t* slots, const float* weights, int64_t choices, int64_t units, float alpha,
                     float up_offset, float limit, float* hidden, float* out, int threads) {
   const Activation by{alpha, up_offset, limit};
   const Visits visits = by_expert(slots, rows, choices, first, count);
@@ -73,9 +73,10 @@ void muster_experts(const Expert* experts, int64_t first, int64_t count, const f
         }
         store_part(hidden + (start + visit) * units + unit, activate(gate, up, by), left);
       };
-      multiply(
-          number, [&](int64_t visit) { return x + visits.order[start + visit] / choices * width; },
-          experts[expert].gated, width, begin, end, take);
+      as_stored(stored, experts[expert].gated, [&](auto* panels) {
+        const auto row_of = [&](int64_t visit) { return x + visits.order[start + visit] / choices * width; };
+        multiply(number, row_of, panels, width, begin, end, take);
+      });
     }
   });
   in_shares(num_panels(width), threads, [&](int64_t begin, int64_t end) {
@@ -95,9 +96,10 @@ void muster_experts(const Expert* experts, int64_t first, int64_t count, const f
         store_part(sum, load_part(sum, count) + weight * left, count);
         store_part(sum + kLanes, load_part(sum + kLanes, count - kLanes) + weight * right, count - kLanes);
       };
-      multiply(
-          number, [&](int64_t visit) { return hidden + (start + visit) * units; }, experts[expert].down, units, begin,
-          end, take);
+      as_stored(stored, experts[expert].down, [&](auto* panels) {
+        const auto row_of = [&](int64_t visit) { return hidden + (start + visit) * units; };
+        multiply(number, row_of, panels, units, begin, end, take);
+      });
     }
   });
 }

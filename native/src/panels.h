@@ -18,11 +18,11 @@
 #include <cstdint>
 #include <utility>
 
+#include "stored.h"
 #include "vectors.h"
 
 namespace muster {
 
-constexpr int kPanel = 2 * kLanes;
 #ifdef __AVX512F__
 constexpr int kTile = 12;  // 24 sums, two vectors of weights and a row's value in 32 registers
 #else
@@ -36,19 +36,19 @@ struct Tile {
   Vector sums[kTile][2];
 };
 
-template <int kRows>
-void meet(Tile& tile, const float* panel, int64_t in) {
+template <class Weight, int kRows>
+void meet(Tile& tile, const Weight* panel, int64_t in) {
   Vector sums[kRows][2] = {};
   const float* rows[kRows];
   for (int row = 0; row < kRows; ++row) rows[row] = tile.rows[row];
 #pragma GCC unroll 2
   for (int64_t k = 0; k < in; ++k) {
-    const Vector left = load(panel + k * kPanel), right = load(panel + k * kPanel + kLanes);
+    const Pair weights = widen(panel + k * kPanel);
 #pragma GCC unroll 12
     for (int row = 0; row < kRows; ++row) {
       const float value = rows[row][k];
-      sums[row][0] += value * left;
-      sums[row][1] += value * right;
+      sums[row][0] += value * weights.left;
+      sums[row][1] += value * weights.right;
     }
   }
   for (int row = 0; row < kRows; ++row) {
@@ -57,18 +57,19 @@ void meet(Tile& tile, const float* panel, int64_t in) {
   }
 }
 
-using Meet = void (*)(Tile&, const float*, int64_t);
+template <class Weight>
+using Meet = void (*)(Tile&, const Weight*, int64_t);
 
-template <int... kCounts>
+template <class Weight, int... kCounts>
 constexpr auto meets(std::integer_sequence<int, kCounts...>) {
-  return std::array<Meet, sizeof...(kCounts)>{meet<kCounts + 1>...};
+  return std::array<Meet<Weight>, sizeof...(kCounts)>{meet<Weight, kCounts + 1>...};
 }
 
 // Rows row_of(0) .. row_of(count - 1) by the panels [first, last) of `packed`; take(row, panel, left sums, right sums).
 // Tiles of a block are as even as can be: a last one of a single row would read a panel for itself.
-template <class RowOf, class Take>
-void multiply(int64_t count, RowOf row_of, const float* packed, int64_t in, int64_t first, int64_t last, Take take) {
-  static constexpr auto kMeets = meets(std::make_integer_sequence<int, kTile>{});
+template <class Weight, class RowOf, class Take>
+void multiply(int64_t count, RowOf row_of, const Weight* packed, int64_t in, int64_t first, int64_t last, Take take) {
+  static constexpr auto kMeets = meets<Weight>(std::make_integer_sequence<int, kTile>{});
   Tile tile;
   for (int64_t block = 0; block < count; block += kBlock) {
     const int64_t rows = std::min(kBlock, count - block), parts = (rows + kTile - 1) / kTile;

@@ -3,14 +3,15 @@
 import ctypes
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from native.build import AVX2, NATIVE, Build
-from native.library import Expert, NativeLibrary
-from tests.native.test_products import activated, numbers
+from native.library import Expert, NativeLibrary, Stored
+from tests.native.test_products import DTYPES, activated, as_read, as_stored, numbers
 
 Floats = npt.NDArray[np.float32]
 SWIGLU, CLAMPED = (1.0, 0.0, math.inf), (1.702, 1.0, 0.7)
@@ -25,11 +26,13 @@ class Layer:
     width: int
     units: int
     with_biases: bool
+    stored: Stored = Stored.FLOAT32
 
-    def weights(self, expert: int) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    def weights(self, expert: int) -> tuple[npt.NDArray[Any], ...]:
         """gate, up, down, bias of gates and ups, bias of down."""
         gate, up = numbers(10 * expert, self.units, self.width), numbers(10 * expert + 1, self.units, self.width)
         down = numbers(10 * expert + 2, self.width, self.units)
+        gate, up, down = (as_stored(part, self.stored) for part in (gate, up, down))
         return gate, up, down, numbers(10 * expert + 3, 2 * self.units), numbers(10 * expert + 4, self.width)
 
     def run(
@@ -46,19 +49,19 @@ class Layer:
         kept, entries = [], []
         for expert in range(self.count):
             gate, up, down, gated_bias, down_bias = self.weights(expert)
-            pairs = np.empty(library.packed_pair_floats(self.units, self.width), dtype=np.float32)
-            packed = np.empty(library.packed_floats(self.width, self.units), dtype=np.float32)
+            pairs = np.empty(library.packed_pair_size(self.units, self.width), dtype=DTYPES[self.stored])
+            packed = np.empty(library.packed_size(self.width, self.units), dtype=DTYPES[self.stored])
             library.pack_pairs(
-                gate.ctypes.data, up.ctypes.data, self.width, self.units, self.width, pairs.ctypes.data, 1
+                self.stored, gate.ctypes.data, up.ctypes.data, self.width, self.units, self.width, pairs.ctypes.data, 1
             )
-            library.pack(down.ctypes.data, self.units, self.width, self.units, packed.ctypes.data, 1)
+            library.pack(self.stored, down.ctypes.data, self.units, self.width, self.units, packed.ctypes.data, 1)
             kept.append((pairs, packed, gated_bias, down_bias))
             biases = (gated_bias.ctypes.data, down_bias.ctypes.data) if self.with_biases else (None, None)
             entries.append(Expert(pairs.ctypes.data, biases[0], packed.ctypes.data, biases[1]))
         hidden = np.full((slots.size, self.units), np.nan, dtype=np.float32)
         out = np.full((len(x), self.width), np.nan, dtype=np.float32)
         library.experts(
-            *((Expert * self.count)(*entries), self.first, self.count),
+            *((Expert * self.count)(*entries), self.first, self.count, self.stored),
             *(x.ctypes.data, len(x), self.width),
             *(slots.ctypes.data, shares.ctypes.data, slots.shape[1], self.units),
             *by,
@@ -75,11 +78,11 @@ class Layer:
                     gate, up, down, gated_bias, down_bias = self.weights(slot - self.first)
                     used = float(self.with_biases)
                     h = activated(
-                        gate @ x[row].astype(np.float64) + used * gated_bias[: self.units],
-                        up @ x[row].astype(np.float64) + used * gated_bias[self.units :],
+                        as_read(gate) @ x[row].astype(np.float64) + used * gated_bias[: self.units],
+                        as_read(up) @ x[row].astype(np.float64) + used * gated_bias[self.units :],
                         (by[0], by[1], by[2]),
                     )
-                    out[row] += shares[row, choice] * (down @ h + used * down_bias)
+                    out[row] += shares[row, choice] * (as_read(down) @ h + used * down_bias)
         return out.astype(np.float32)
 
 
@@ -88,14 +91,22 @@ def library(request: pytest.FixtureRequest) -> NativeLibrary:
     return NativeLibrary(Build(march=request.param).make())
 
 
+@pytest.mark.parametrize("stored", Stored)
 @pytest.mark.parametrize("by", [SWIGLU, CLAMPED])
 @pytest.mark.parametrize("with_biases", [False, True])
 @pytest.mark.parametrize(("rows", "choices"), [(0, 2), (1, 1), (1, 3), (9, 2), (60, 4)])
 @pytest.mark.parametrize(("width", "units"), [(1, 1), (20, 7), (33, 17), (64, 48)])
 def test_the_sum_over_experts_is_that_of_the_definition(
-    library: NativeLibrary, rows: int, choices: int, width: int, units: int, with_biases: bool, by: tuple[float, ...]
+    library: NativeLibrary,
+    rows: int,
+    choices: int,
+    width: int,
+    units: int,
+    with_biases: bool,
+    by: tuple[float, ...],
+    stored: Stored,
 ) -> None:
-    layer = Layer(first=2, count=4, width=width, units=units, with_biases=with_biases)
+    layer = Layer(first=2, count=4, width=width, units=units, with_biases=with_biases, stored=stored)
     x, shares = numbers(99, rows, width), numbers(98, rows, choices)
     # Slots of this rank and of others, and of padding; a row may choose none here, and all rows the same one.
     slots = np.random.default_rng(rows).integers(-1, 8, (rows, choices))

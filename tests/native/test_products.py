@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from native.build import AVX2, NATIVE, Build
-from native.library import NativeLibrary
+from native.library import NativeLibrary, Stored
 
 Floats = npt.NDArray[np.float32]
 
@@ -33,15 +33,42 @@ def library(request: pytest.FixtureRequest) -> NativeLibrary:
     return found
 
 
-def pack(library: NativeLibrary, weight: Floats, *, threads: int = 1) -> Floats:
-    packed = np.full(library.packed_floats(*weight.shape), np.nan, dtype=np.float32)
-    stride = weight.strides[0] // 4
-    library.pack(weight.ctypes.data, stride, *weight.shape, packed.ctypes.data, threads)
+#: How each kind of weight looks to numpy: of bfloat16, which it does not know, the bits.
+DTYPES = {Stored.FLOAT32: np.float32, Stored.BFLOAT16: np.uint16, Stored.FLOAT16: np.float16}
+
+
+def as_stored(weight: Floats, stored: Stored) -> npt.NDArray[Any]:
+    """The weight as it is stored, cut where it has more bits."""
+    if stored is Stored.BFLOAT16:
+        return np.ascontiguousarray((weight.view(np.uint32) >> 16).astype(np.uint16))
+    return weight.astype(DTYPES[stored])
+
+
+def as_read(weight: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """What a stored weight means."""
+    if weight.dtype == np.uint16:
+        weight = (weight.astype(np.uint32) << 16).view(np.float32)
+    return weight.astype(np.float64)
+
+
+def pack(
+    library: NativeLibrary, weight: npt.NDArray[Any], *, stored: Stored = Stored.FLOAT32, threads: int = 1
+) -> npt.NDArray[Any]:
+    packed = np.full(library.packed_size(*weight.shape), 7, dtype=weight.dtype)
+    stride = weight.strides[0] // weight.itemsize
+    library.pack(stored, weight.ctypes.data, stride, *weight.shape, packed.ctypes.data, threads)
     return packed
 
 
 def multiply(
-    library: NativeLibrary, x: Floats, packed: Floats, bias: Floats | None, *, out: int, threads: int = 1
+    library: NativeLibrary,
+    x: Floats,
+    packed: npt.NDArray[Any],
+    bias: Floats | None,
+    *,
+    out: int,
+    stored: Stored = Stored.FLOAT32,
+    threads: int = 1,
 ) -> Floats:
     """Over rows that lie further apart than they are long, on both sides; what lies between stays as it was."""
     rows, size = x.shape
@@ -49,7 +76,7 @@ def multiply(
     apart[:, :size] = x
     library.product(
         *(apart.ctypes.data, size + 3, rows),
-        *(packed.ctypes.data, None if bias is None else bias.ctypes.data, out, size),
+        *(stored, packed.ctypes.data, None if bias is None else bias.ctypes.data, out, size),
         *(y.ctypes.data, out + 2, threads),
     )
     assert (y[:, out:] == 7.0).all()
@@ -60,14 +87,16 @@ def numbers(seed: int, *shape: int) -> Floats:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
+@pytest.mark.parametrize("stored", Stored)
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize(("rows", "out", "size"), SIZES)
 def test_a_product_is_that_of_the_definition(
-    library: NativeLibrary, rows: int, out: int, size: int, with_bias: bool
+    library: NativeLibrary, rows: int, out: int, size: int, with_bias: bool, stored: Stored
 ) -> None:
-    x, weight, bias = numbers(1, rows, size), numbers(2, out, size), numbers(3, out) if with_bias else None
-    found = multiply(library, x, pack(library, weight), bias, out=out)
-    wanted = x.astype(np.float64) @ weight.T.astype(np.float64) + (0 if bias is None else bias)
+    x, bias = numbers(1, rows, size), numbers(3, out) if with_bias else None
+    weight = as_stored(numbers(2, out, size), stored)
+    found = multiply(library, x, pack(library, weight, stored=stored), bias, out=out, stored=stored)
+    wanted = x.astype(np.float64) @ as_read(weight).T + (0 if bias is None else bias)
     np.testing.assert_allclose(found, wanted, atol=2e-6 * size, rtol=1e-5)
 
 
@@ -104,12 +133,12 @@ def test_a_gated_product_is_that_of_the_definition(
     library: NativeLibrary, rows: int, units: int, size: int, activation: tuple[float, float, float]
 ) -> None:
     x, gate, up, bias = numbers(1, rows, size), numbers(2, units, size), numbers(3, units, size), numbers(4, 2 * units)
-    packed = np.full(library.packed_pair_floats(units, size), np.nan, dtype=np.float32)
-    library.pack_pairs(gate.ctypes.data, up.ctypes.data, size, units, size, packed.ctypes.data, 2)
+    packed = np.full(library.packed_pair_size(units, size), np.nan, dtype=np.float32)
+    library.pack_pairs(Stored.FLOAT32, gate.ctypes.data, up.ctypes.data, size, units, size, packed.ctypes.data, 2)
     y = np.empty((rows, units), dtype=np.float32)
     library.gated_product(
         *(x.ctypes.data, size, rows),
-        *(packed.ctypes.data, bias.ctypes.data, units, size),
+        *(Stored.FLOAT32, packed.ctypes.data, bias.ctypes.data, units, size),
         *activation,
         *(y.ctypes.data, units, 2),
     )
@@ -129,13 +158,13 @@ def activated(gate: npt.NDArray[np.float64], up: npt.NDArray[np.float64], by: tu
 @pytest.mark.parametrize("gate", [0.0, -0.0, 1e-30, -1e-30, 20.0, -20.0, 87.5, -87.5, 1000.0, -1000.0, 3e38])
 def test_the_activation_holds_at_the_ends_of_what_an_exponential_can_be(library: NativeLibrary, gate: float) -> None:
     one = np.ones((1, 1), dtype=np.float32)
-    packed = np.empty(library.packed_pair_floats(1, 1), dtype=np.float32)
-    library.pack_pairs(one.ctypes.data, one.ctypes.data, 1, 1, 1, packed.ctypes.data, 1)
+    packed = np.empty(library.packed_pair_size(1, 1), dtype=np.float32)
+    library.pack_pairs(Stored.FLOAT32, one.ctypes.data, one.ctypes.data, 1, 1, 1, packed.ctypes.data, 1)
     x, bias = np.zeros((1, 1), dtype=np.float32), np.array([gate, 1.0], dtype=np.float32)
     y = np.empty((1, 1), dtype=np.float32)
     library.gated_product(
         *(x.ctypes.data, 1, 1),
-        *(packed.ctypes.data, bias.ctypes.data, 1, 1),
+        *(Stored.FLOAT32, packed.ctypes.data, bias.ctypes.data, 1, 1),
         *(1.0, 0.0, math.inf),
         *(y.ctypes.data, 1, 1),
     )
@@ -146,15 +175,15 @@ def test_the_activation_holds_at_the_ends_of_what_an_exponential_can_be(library:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_no_number_stays_none_behind_an_activation_with_a_limit(library: NativeLibrary, value: float) -> None:
     one = np.ones((1, 1), dtype=np.float32)
-    packed = np.empty(library.packed_pair_floats(1, 1), dtype=np.float32)
-    library.pack_pairs(one.ctypes.data, one.ctypes.data, 1, 1, 1, packed.ctypes.data, 1)
+    packed = np.empty(library.packed_pair_size(1, 1), dtype=np.float32)
+    library.pack_pairs(Stored.FLOAT32, one.ctypes.data, one.ctypes.data, 1, 1, 1, packed.ctypes.data, 1)
     for bias in ([value, 1.0], [1.0, value]):
         x, both = np.zeros((1, 1), dtype=np.float32), np.array(bias, dtype=np.float32)
         y = np.empty((1, 1), dtype=np.float32)
         limit = 7.0 if math.isnan(value) else math.inf
         library.gated_product(
             *(x.ctypes.data, 1, 1),
-            *(packed.ctypes.data, both.ctypes.data, 1, 1),
+            *(Stored.FLOAT32, packed.ctypes.data, both.ctypes.data, 1, 1),
             *(1.0, 0.0, limit),
             *(y.ctypes.data, 1, 1),
         )

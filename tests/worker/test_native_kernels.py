@@ -13,6 +13,7 @@ from parallel.models.gates import SWIGLU, Activation
 from worker.kernels import choose
 from worker.kernels.choose import choose_library, make_kernels
 from worker.kernels.native_kernels import NativeKernels
+from worker.kernels.native_products import NativeLinear
 from worker.kernels.torch_kernels import TorchKernels
 
 CPU = torch.device("cpu")
@@ -70,8 +71,18 @@ def test_gated_products_and_experts_give_what_torch_gives(
     assert torch.allclose(summed[0], summed[1], atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_half_the_bits_are_held_so_and_meet_rows_in_float32(
+    library: NativeLibrary, dtype: torch.dtype
+) -> None:
+    weight, bias, x = torch.randn(9, 12).to(dtype), torch.randn(9).to(dtype), torch.randn(3, 12)
+    linear = NativeKernels(library).linear([weight], biases=[bias])
+    assert isinstance(linear, NativeLinear) and linear.packed.weight.dtype == dtype
+    assert torch.allclose(linear(x), F.linear(x, weight.float(), bias.float()), atol=1e-5)
+
+
 def test_a_weight_of_another_dtype_is_torch_s(library: NativeLibrary) -> None:
-    weight, x = torch.randn(9, 12).bfloat16(), torch.randn(3, 12).bfloat16()
+    weight, x = torch.randn(9, 12).double(), torch.randn(3, 12).double()
     assert torch.equal(NativeKernels(library).linear([weight])(x), F.linear(x, weight))
 
 

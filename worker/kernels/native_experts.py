@@ -16,6 +16,9 @@ class NativeExperts:
     def __init__(self, weights: Sequence[ExpertWeights], *, first: int, activation: Activation, packer: Packer) -> None:
         """Packs each of `weights`, one for each slot from `first` on; one that has two slots once."""
         held = {id(each): _pack(each, packer) for each in weights}
+        assert len({part.stored for pair in held.values() for part in pair}) == 1, (
+            "the weights of experts differ in dtype"
+        )
         self._held = [held[id(each)] for each in weights]
         self._experts = (Expert * len(weights))(
             *(Expert(*gated.pointers, *down.pointers) for gated, down in self._held)
@@ -34,7 +37,7 @@ class NativeExperts:
         # As if each row chose all of its experts here: what is not written to costs nothing.
         hidden, out = x.new_empty((slots.numel(), gated.out)), torch.empty_like(x)
         self._run(
-            *(self._experts, self._first, len(self._experts)),
+            *(self._experts, self._first, len(self._experts), gated.stored),
             *(x.data_ptr(), *x.shape),
             *(slots.data_ptr(), weights.data_ptr(), slots.shape[1], gated.out),
             *self._activation,

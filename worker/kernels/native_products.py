@@ -6,18 +6,29 @@ from dataclasses import dataclass
 import torch
 
 from native.arena import Arena
-from native.library import NativeLibrary
+from native.library import NativeLibrary, Stored
 from parallel.models.gates import Activation
+
+#: The dtypes that a weight may have: all arithmetic is float32.
+STORED = {torch.float32: Stored.FLOAT32, torch.bfloat16: Stored.BFLOAT16, torch.float16: Stored.FLOAT16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A weight of `out` outputs (of pairs: units) over `size` inputs, and its bias; pointers live as long as it."""
+    """A weight of `out` outputs (of pairs: units) over `size` inputs, stored as it came, and its bias in float32.
+
+    Pointers live as long as it.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     out: int
     size: int
+
+    @property
+    def stored(self) -> Stored:
+        """How the weight is held."""
+        return STORED[self.weight.dtype]
 
     @property
     def pointers(self) -> tuple[int, int | None]:
@@ -26,7 +37,7 @@ class Packed:
 
 
 class Packer:
-    """Packs float32 weights into an arena."""
+    """Packs weights into an arena, in the dtype that they have."""
 
     def __init__(self, library: NativeLibrary, *, arena: Arena) -> None:
         self.library = library
@@ -35,42 +46,48 @@ class Packer:
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Packed:
         """weight [out, in], bias [out]."""
         out, size = weight.shape
-        packed, rows = self._take(self.library.packed_floats(out, size)), _rows(weight)
-        self.library.pack(rows.data_ptr(), rows.stride(0), out, size, packed.data_ptr(), self.library.num_threads)
-        return Packed(weight=packed, bias=None if bias is None else bias.contiguous(), out=out, size=size)
+        packed, rows = self._take(self.library.packed_size(out, size), weight.dtype), _rows(weight)
+        self.library.pack(
+            STORED[weight.dtype],
+            *(rows.data_ptr(), rows.stride(0), out, size),
+            *(packed.data_ptr(), self.library.num_threads),
+        )
+        return Packed(weight=packed, bias=_as_bias(bias), out=out, size=size)
 
     def pack_pairs(
         self, gate: torch.Tensor, up: torch.Tensor, biases: tuple[torch.Tensor, torch.Tensor] | None
     ) -> Packed:
         """gate and up [I, in], biases [I] each."""
         units, size = gate.shape
-        packed = self._take(self.library.packed_pair_floats(units, size))
-        gates, ups = gate.contiguous(), up.contiguous()
+        packed = self._take(self.library.packed_pair_size(units, size), gate.dtype)
+        gates, ups = gate.contiguous(), up.to(gate.dtype).contiguous()
         self.library.pack_pairs(
-            gates.data_ptr(), ups.data_ptr(), size, units, size, packed.data_ptr(), self.library.num_threads
+            STORED[gate.dtype],
+            *(gates.data_ptr(), ups.data_ptr(), size, units, size),
+            *(packed.data_ptr(), self.library.num_threads),
         )
-        return Packed(weight=packed, bias=None if biases is None else torch.cat(biases), out=units, size=size)
+        return Packed(weight=packed, bias=_as_bias(None if biases is None else torch.cat(biases)), out=units, size=size)
 
-    def _take(self, num_floats: int) -> torch.Tensor:
-        return torch.frombuffer(self._arena.take(4 * num_floats), dtype=torch.float32)
+    def _take(self, size: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.frombuffer(self._arena.take(size * dtype.itemsize), dtype=dtype)
 
 
 class NativeLinear:
     """x [T, in] -> [T, out]."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, packer: Packer) -> None:
-        self._packed = packer.pack(weight, bias)
+        self.packed = packer.pack(weight, bias)
         self._product = packer.library.product
         self._num_threads = packer.library.num_threads
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, in] -> [T, out]."""
-        packed = self._packed
+        packed = self.packed
         x = checked_rows(x, packed.size)
         out = x.new_empty((x.shape[0], packed.out))
         self._product(
             *(x.data_ptr(), x.stride(0), x.shape[0]),
-            *(*packed.pointers, packed.out, packed.size),
+            *(packed.stored, *packed.pointers, packed.out, packed.size),
             *(out.data_ptr(), packed.out, self._num_threads),
         )
         return out
@@ -88,19 +105,19 @@ class NativeGated:
         activation: Activation,
         packer: Packer,
     ) -> None:
-        self._packed = packer.pack_pairs(gate, up, biases)
+        self.packed = packer.pack_pairs(gate, up, biases)
         self._activation = activation_floats(activation)
         self._product = packer.library.gated_product
         self._num_threads = packer.library.num_threads
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, in] -> [T, I]."""
-        packed = self._packed
+        packed = self.packed
         x = checked_rows(x, packed.size)
         out = x.new_empty((x.shape[0], packed.out))
         self._product(
             *(x.data_ptr(), x.stride(0), x.shape[0]),
-            *(*packed.pointers, packed.out, packed.size),
+            *(packed.stored, *packed.pointers, packed.out, packed.size),
             *self._activation,
             *(out.data_ptr(), packed.out, self._num_threads),
         )
@@ -116,6 +133,10 @@ def checked_rows(x: torch.Tensor, size: int) -> torch.Tensor:
     """x [T, size] in float32, each row's elements side by side; nothing behind this looks again."""
     assert x.dim() == 2 and x.shape[1] == size and x.dtype == torch.float32, (x.shape, x.dtype, size)
     return _rows(x)
+
+
+def _as_bias(bias: torch.Tensor | None) -> torch.Tensor | None:
+    return None if bias is None else bias.float().contiguous()
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
