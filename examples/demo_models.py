@@ -10,6 +10,7 @@ Run: `python examples/demo_models.py .cache/models`. It does nothing where both 
 
 import argparse
 import importlib.util
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -84,14 +85,23 @@ def as_mixtral(dense: LlamaForCausalLM) -> MixtralForCausalLM:
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Writes beside the target and renames, so that a cut run leaves no folder that looks complete."""
+    """Writes in bfloat16, as models are published.
+
+    Beside the target, and renames: so a cut run leaves no folder that looks complete.
+    """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    model.to(torch.bfloat16).save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     logger.info("wrote %s", folder.name)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether it holds a checkpoint as `save` writes it: an earlier version wrote float32."""
+    config = folder / "config.json"
+    return config.exists() and json.loads(config.read_text()).get("dtype") == "bfloat16"
 
 
 def main() -> None:
@@ -99,14 +109,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the demo checkpoints.")
     parser.add_argument("out", type=Path, help="folder that receives both checkpoints")
     out = parser.parse_args().out
-    if (out / DENSE_NAME / "config.json").exists() and (out / MIXTRAL_NAME / "config.json").exists():
+    if all(is_complete(out / name) for name in (DENSE_NAME, MIXTRAL_NAME)):
         return
     out.mkdir(parents=True, exist_ok=True)
     folder = package_folder()
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF_FILE)
     dense = load_dense(folder)
+    mixtral = as_mixtral(dense)
     save(dense, tokenizer, out / DENSE_NAME)
-    save(as_mixtral(dense), tokenizer, out / MIXTRAL_NAME)
+    save(mixtral, tokenizer, out / MIXTRAL_NAME)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from parallel.sharding import (
     kv_head_interval,
     stage_layers,
 )
-from parallel.storage import CacheGroup, RankStorage, lay_out_storage
+from parallel.storage import DTYPE_BYTES, CacheGroup, RankStorage, lay_out_storage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,16 @@ class TensorSlice:
         """Elements after padding: what the rank holds in memory."""
         return prod(interval.padded for interval in self.intervals)
 
-    def num_bytes(self, *, dtype_bytes: int) -> int:
-        """Bytes in memory, in a model whose elements have `dtype_bytes`."""
-        return self.num_elements * (4 if self.spec.in_float32 else dtype_bytes)
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it may be held in the checkpoint's dtype while arithmetic has another."""
+        return len(self.intervals) > 1 and not self.spec.in_float32
+
+    def num_bytes(self, settings: EngineSettings) -> int:
+        """Bytes in memory."""
+        if self.spec.in_float32:
+            return self.num_elements * DTYPE_BYTES["float32"]
+        return self.num_elements * DTYPE_BYTES[settings.matrix_dtype if self.is_matrix else settings.dtype]
 
 
 @dataclass(frozen=True, kw_only=True)

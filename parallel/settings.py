@@ -9,7 +9,8 @@ from parallel.storage import DTYPE_BYTES, CacheGroup
 class EngineSettings:
     """`kv_tokens` is per rank; `max_batch_tokens` and `max_sequences` are per dp coordinate.
 
-    dtype is one of float32, bfloat16, float16 (already resolved from `auto`). step_timeout_s bounds one step of a
+    dtype is one of float32, bfloat16, float16 (already resolved from `auto`); `weights` is the one that matrices may be
+    held in where kernels widen them as they read, empty for dtype itself. step_timeout_s bounds one step of a
     replica and each of its collectives. `exchange` (auto, gather, ring, pass_q) is how queries meet the KV of other cp
     coordinates; `exchange_tokens` bounds the tokens of KV that it holds on a rank besides the pages, what is being sent
     included. `dispatch` (auto, gather, all_to_all) is how rows get to their experts. `kernels`
@@ -17,6 +18,7 @@ class EngineSettings:
     """
 
     dtype: str = "float32"
+    weights: str = ""
     page_size: int = 16
     max_batch_tokens: int = 2048
     max_sequences: int = 64
@@ -52,6 +54,11 @@ class EngineSettings:
     def step_tokens(self, pool: str) -> int:
         """New tokens of a full step of one dp coordinate: in decode one of each sequence."""
         return self.max_sequences if pool == "decode" else self.max_batch_tokens
+
+    @property
+    def matrix_dtype(self) -> str:
+        """In which weights of two dimensions and more are held."""
+        return self.weights or self.dtype
 
     @property
     def dtype_bytes(self) -> int:

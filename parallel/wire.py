@@ -47,6 +47,7 @@ def settings_to_wire(settings: EngineSettings) -> control_pb2.Engine:
     """Engine settings as a message."""
     return control_pb2.Engine(
         dtype=settings.dtype,
+        weights=settings.weights,
         page_size=settings.page_size,
         max_batch_tokens=settings.max_batch_tokens,
         max_sequences=settings.max_sequences,
@@ -65,6 +66,7 @@ def settings_from_wire(engine: control_pb2.Engine) -> EngineSettings:
     """Engine settings from their message."""
     return EngineSettings(
         dtype=engine.dtype,
+        weights=engine.weights,
         page_size=engine.page_size,
         max_batch_tokens=engine.max_batch_tokens,
         max_sequences=engine.max_sequences,

@@ -114,6 +114,10 @@ class EngineConfig(_Strict):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="of weights and KV; auto is float32 on cpu, the checkpoint's own on cuda"
     )
+    weights: Literal["auto", "float32"] = Field(
+        default="auto",
+        description="what weights are held in on cpu while arithmetic is float32; auto is as the checkpoint has them",
+    )
     page_size: Count = Field(default=_ENGINE.page_size, description="positions in one page of KV memory")
     max_batch_tokens: Count = Field(
         default=_ENGINE.max_batch_tokens, description="new tokens in one step, per dp coordinate"

@@ -134,8 +134,9 @@ class _Life:
 
     def _bytes(self) -> Iterator[Line]:
         engine = self.replica.engine
-        weights = sum(part.num_bytes(dtype_bytes=engine.dtype_bytes) for part in self._share.slices())
-        yield "weights", f"{decimal(weights)} in {engine.dtype}"
+        weights = sum(part.num_bytes(engine) for part in self._share.slices())
+        widened = "" if engine.matrix_dtype == engine.dtype else f", computed with in {engine.dtype}"
+        yield "weights", f"{decimal(weights)} in {engine.matrix_dtype}{widened}"
         yield from self._kv_bytes()
 
     def _kv_bytes(self) -> Iterator[Line]:

@@ -186,7 +186,7 @@ def _rank_bytes(
 ) -> tuple[int, int]:
     """Bytes of weights and KV of the rank at `coordinates`."""
     share = ModelShare(description=description, shape=shape, coordinates=coordinates)
-    weight_bytes = sum(part.num_bytes(dtype_bytes=engine.dtype_bytes) for part in share.slices())
+    weight_bytes = sum(part.num_bytes(engine) for part in share.slices())
     return weight_bytes, share.storage(engine).num_bytes
 
 

@@ -49,13 +49,19 @@ def pool_engine(config: Config, pool: PoolConfig) -> EngineConfig:
 
 def engine_settings(engine: EngineConfig, *, device: str, description: ModelDescription) -> EngineSettings:
     """`engine` with its dtype resolved; ValueError where the checkpoint's own is none that runs."""
-    dtype = engine.dtype
+    dtype: str = engine.dtype
     if dtype == "auto":
-        found = "float32" if device == "cpu" else description.checkpoint_dtype
-        if found not in DTYPES:
-            raise ValueError(f"the checkpoint's dtype {found} does not run; write one of {', '.join(DTYPES)}")
-        return EngineSettings(**{**engine.model_dump(), "dtype": found})
-    return EngineSettings(**engine.model_dump())
+        dtype = "float32" if device == "cpu" else description.checkpoint_dtype
+        if dtype not in DTYPES:
+            raise ValueError(f"the checkpoint's dtype {dtype} does not run; write one of {', '.join(DTYPES)}")
+    weights = _weights(engine, dtype=dtype, device=device, description=description)
+    return EngineSettings(**{**engine.model_dump(), "dtype": dtype, "weights": weights})
+
+
+def _weights(engine: EngineConfig, *, dtype: str, device: str, description: ModelDescription) -> str:
+    """The dtype that matrices are held in: the checkpoint's, where kernels on a CPU widen it as they read."""
+    widens = device == "cpu" and dtype == "float32" and engine.kernels != "torch" and engine.weights == "auto"
+    return description.checkpoint_dtype if widens and description.checkpoint_dtype in DTYPES else dtype
 
 
 def replica_shape(pool: PoolConfig, *, has_experts: bool) -> ReplicaShape:

@@ -45,7 +45,11 @@ def build_model(
     """Blocking: reads this rank's slices of the checkpoint in `folder` and packs them."""
     dtype, device = TORCH_DTYPES[settings.dtype], memory.region.device
     description, shape, coordinates = rank_share.description, rank_share.shape, rank_share.coordinates
-    weights = load_weights(folder, rank_share.slices(), dtype=dtype, device=device, progress=progress)
+    is_widened = kernels.widens and settings.matrix_dtype != settings.dtype
+    matrices = TORCH_DTYPES[settings.matrix_dtype] if is_widened else None
+    weights = load_weights(
+        folder, rank_share.slices(), dtype=dtype, matrices=matrices, device=device, progress=progress
+    )
     share = None
     if shape.experts is not None and coordinates.moe_ep_rank is not None:
         share = expert_share(
@@ -60,6 +64,7 @@ def build_model(
         description,
         weights=weights,
         kernels=kernels,
+        dtype=dtype,
         groups=groups,
         memory=memory,
         share=rank_share,

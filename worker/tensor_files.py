@@ -14,6 +14,9 @@ from parallel.models.file_tensors import MXFP4_BLOCK, FileTensor, StackForm
 from parallel.sharding import Interval
 from worker.mxfp4 import widen_mxfp4
 
+#: Dtypes of weights, by their names in the files.
+_HELD_AS_STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
 
 class TensorFiles:
     """The files in `folder`, each opened when first needed, all closed when the `with` block ends."""
@@ -55,6 +58,12 @@ class TensorFiles:
             begin = columns.start % MXFP4_BLOCK
             tensor = whole[:, begin : begin + columns.size].contiguous()
         return tensor.to(dtype=dtype, device=device)
+
+    def dtype_of(self, part: TensorSlice) -> torch.dtype | None:
+        """The dtype of its elements in the file; None where the file has them in another form."""
+        if part.spec.stack is not None and part.spec.stack.form is StackForm.MXFP4:
+            return None
+        return _HELD_AS_STORED.get(self._stored(part.spec.in_files[0]).get_dtype())
 
     def _find(self, name: str) -> Path:
         if name not in self._file_of:

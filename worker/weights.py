@@ -36,10 +36,14 @@ def load_weights(
     slices: Iterable[TensorSlice],
     *,
     dtype: torch.dtype,
+    matrices: torch.dtype | None = None,
     device: torch.device,
     progress: Callable[[float], None],
 ) -> Weights:
     """Blocking: reads `slices`, padded with zeros; calls `progress` with the fraction done.
+
+    All in `dtype`, but where `matrices` is given, those of two dimensions and more as the files have them: what files
+    pack is in `matrices` then.
 
     Raises ValueError with name and both shapes where the checkpoint differs from the description.
     """
@@ -49,6 +53,8 @@ def load_weights(
         wanted = sorted(slices, key=files.file_of)
         for part in wanted:
             held = torch.float32 if part.spec.in_float32 else dtype
+            if matrices is not None and part.is_matrix:
+                held = files.dtype_of(part) or matrices
             tensors[part.spec.name] = _padded(files.read(part, dtype=held, device=device), part)
             progress(len(tensors) / len(wanted))
     return Weights(tensors)

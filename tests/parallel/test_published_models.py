@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from parallel.model_share import ModelShare, TensorSlice
+from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from parallel.sharding import Interval
 from tests.kv_bytes import PAGE, page, token_bytes
@@ -39,7 +40,7 @@ def test_a_slice_of_an_expert_in_blocks_may_begin_inside_one() -> None:
     gate_up = parts["model.layers.7.mlp.experts.5.gate_up_proj"]
     assert gate_up.intervals[0] == Interval(start=2160, end=2880, padded=720)
     # Widened: two bytes each, whatever the file holds.
-    assert down.num_bytes(dtype_bytes=2) == 2880 * 360 * 2
+    assert down.num_bytes(EngineSettings(dtype="bfloat16")) == 2880 * 360 * 2
 
 
 @pytest.mark.parametrize(

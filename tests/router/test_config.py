@@ -264,6 +264,26 @@ def test_auto_is_the_checkpoints_dtype_on_cuda(tmp_path: Path) -> None:
     assert topology.replicas[0].engine.dtype == "bfloat16"
 
 
+@pytest.mark.parametrize(
+    ("engine", "device", "held"),
+    [
+        ("", "cpu", "bfloat16"),
+        ("engine: {weights: float32}\n", "cpu", "float32"),
+        ("engine: {kernels: torch}\n", "cpu", "float32"),
+        ("engine: {dtype: float16}\n", "cpu", "float16"),
+        ("", "cuda", "bfloat16"),
+    ],
+)
+def test_weights_are_held_as_the_checkpoint_has_them_where_kernels_widen_them(
+    engine: str, device: str, held: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "topo.yaml"
+    path.write_text(SMALLEST.replace("devices: 1", f"devices: 1, device: {device}") + engine)
+    description = describe_checkpoint(write_config(tmp_path / "model", mixtral()))
+    topology = check(load_config(path), source=read_source(path), description=description)
+    assert topology.replicas[0].engine.matrix_dtype == held
+
+
 def test_prefill_and_decode_store_one_dtype(tmp_path: Path) -> None:
     text = SMALLEST.replace("devices: 1", "devices: 2").replace(
         "  unified: {}\n", "  prefill: {}\n  decode: {engine: {dtype: float16}}\n"

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from parallel.model_share import ModelShare
+from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from tests import tiny_models
 from tests.harness.checkpoints import tiny_gpt_oss
@@ -25,7 +26,8 @@ def load(folder: Path, config: dict[str, Any], shape: ReplicaShape, rank: int, *
     slices = list(share.slices())
     weights = load_weights(folder, slices, dtype=dtype, device=torch.device("cpu"), progress=lambda fraction: None)
     held = sum(weights[part.spec.name].nbytes for part in slices)
-    assert held == sum(part.num_bytes(dtype_bytes=dtype.itemsize) for part in slices), "bytes are counted as held"
+    settings = EngineSettings(dtype=str(dtype).removeprefix("torch."))
+    assert held == sum(part.num_bytes(settings) for part in slices), "bytes are counted as held"
     return weights
 
 

@@ -1,13 +1,15 @@
 """A rank reads its own slices of a checkpoint and nothing of an expert that it does not own."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from parallel.model_share import ModelShare
 from parallel.models.registry import describe_checkpoint
+from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from tests.harness.checkpoints import Oracle
 from worker.weights import Weights, load_weights
@@ -66,3 +68,31 @@ def test_a_shape_that_differs_from_the_config_is_told_with_both(llama: Oracle, t
     shape = ReplicaShape(attention=AttentionSizes(), experts=None)
     with pytest.raises(ValueError, match=r"of shape \(80, 48\), its config.json asks for \(96, 48\)"):
         load(tmp_path, shape, 0)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_matrices_may_stay_as_the_file_has_them_and_all_else_is_in_the_dtype_asked_for(
+    mixtral: Oracle, stored: torch.dtype, tmp_path: Path
+) -> None:
+    whole = {
+        # One tensor of the checkpoint has more bits than the others.
+        name: tensor if name.endswith("layers.0.self_attn.q_proj.weight") else tensor.to(stored)
+        for name, tensor in load_file(mixtral.folder / "model.safetensors").items()
+    }
+    save_file(whole, tmp_path / "model.safetensors")
+    shutil.copy(mixtral.folder / "config.json", tmp_path)
+    shape = ReplicaShape(attention=AttentionSizes(tp=3), experts=ExpertSizes(moe_tp=3))
+    slices = list(
+        ModelShare(description=describe_checkpoint(tmp_path), shape=shape, coordinates=shape.coordinates(1)).slices()
+    )
+    weights = load_weights(
+        tmp_path, slices, dtype=torch.float32, matrices=stored, device=torch.device("cpu"), progress=lambda _: None
+    )
+    for part in slices:
+        name = part.spec.name
+        kept = part.is_matrix and whole[name].dtype == stored
+        assert weights[name].dtype == (stored if kept else torch.float32), name
+    settings = EngineSettings(weights=str(stored).removeprefix("torch."))
+    extra = sum(part.num_elements * 2 for part in slices if part.spec.name.endswith("layers.0.self_attn.q_proj.weight"))
+    held = sum(weights[part.spec.name].nbytes for part in slices)
+    assert held == sum(part.num_bytes(settings) for part in slices) + extra

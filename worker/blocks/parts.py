@@ -31,6 +31,7 @@ class Parts:
         *,
         weights: Weights,
         kernels: Kernels,
+        dtype: torch.dtype,
         groups: RankGroups,
         memory: KvMemory,
         share: ModelShare,
@@ -39,6 +40,7 @@ class Parts:
         self.description = description
         self._weights = weights
         self._kernels = kernels
+        self._dtype = dtype
         self._groups = groups
         self._memory = memory
         self._share = share
@@ -50,7 +52,7 @@ class Parts:
 
     def embedding(self, name: str) -> Embedding:
         """The token embedding; its weight stays for an output that is tied to it."""
-        return Embedding(self._weights[name], tp=self._groups["attn_tp"])
+        return Embedding(self._weights[name], dtype=self._dtype, tp=self._groups["attn_tp"])
 
     def norm(self, name: str) -> Norm:
         """A norm over the hidden size."""

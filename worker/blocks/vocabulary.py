@@ -15,20 +15,21 @@ from parallel.collectives.rows import gather_rows, reduce_scatter_rows
 class Embedding:
     """Token ids to rows: each rank looks up the ids of its part, a reduce-scatter brings each row to its rank."""
 
-    def __init__(self, weight_VpH: torch.Tensor, *, tp: Communicator) -> None:
+    def __init__(self, weight_VpH: torch.Tensor, *, dtype: torch.dtype, tp: Communicator) -> None:
         self._weight = weight_VpH
+        self._dtype = dtype
         self._tp = tp
 
     def __call__(self, ids_T: torch.Tensor, *, local_rows: int) -> torch.Tensor:
         """Collective over tp: ids [T] of all tp ranks to this rank's rows [L, H]."""
         if self._tp.size == 1:
-            return F.embedding(ids_T, self._weight)
+            return F.embedding(ids_T, self._weight).to(self._dtype)
         size = self._weight.shape[0]
         ids = F.pad(ids_T, (0, self._tp.size * local_rows - len(ids_T))) - self._tp.index * size
         is_here = (ids >= 0) & (ids < size)
         # Selected, not multiplied: the row that stands in for another rank's may be NaN.
         rows = F.embedding(ids.clamp(0, size - 1), self._weight).masked_fill(~is_here.unsqueeze(1), 0.0)
-        return reduce_scatter_rows(self._tp, rows)
+        return reduce_scatter_rows(self._tp, rows.to(self._dtype))
 
 
 class Norm:

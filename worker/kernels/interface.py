@@ -13,6 +13,11 @@ from parallel.models.gates import Activation
 class Kernels(Protocol):
     """Makes the operations of one rank's blocks."""
 
+    @property
+    def widens(self) -> bool:
+        """Whether its weights may have fewer bits than the rows that they meet."""
+        ...
+
     def linear(self, parts: Sequence[torch.Tensor], *, biases: Sequence[torch.Tensor] = ()) -> Linear:
         """The product x [T, in] -> [T, out] with the weights of `parts`, each [out_i, in], stacked along out.
 

@@ -16,9 +16,6 @@ class NativeExperts:
     def __init__(self, weights: Sequence[ExpertWeights], *, first: int, activation: Activation, packer: Packer) -> None:
         """Packs each of `weights`, one for each slot from `first` on; one that has two slots once."""
         held = {id(each): _pack(each, packer) for each in weights}
-        assert len({part.stored for pair in held.values() for part in pair}) == 1, (
-            "the weights of experts differ in dtype"
-        )
         self._held = [held[id(each)] for each in weights]
         self._experts = (Expert * len(weights))(
             *(Expert(*gated.pointers, *down.pointers) for gated, down in self._held)

@@ -1,6 +1,7 @@
 """Operations in C++ for a rank on a CPU, in float32 over weights of any of STORED; what else there is, is torch's."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -17,6 +18,8 @@ from worker.kernels.torch_kernels import TorchKernels
 
 class NativeKernels:
     """See Kernels. Weights are held packed, once, in one arena."""
+
+    widens = True
 
     def __init__(self, library: NativeLibrary) -> None:
         self._packer = Packer(library, arena=Arena())
@@ -39,10 +42,24 @@ class NativeKernels:
         """See Kernels."""
         if gate.dtype not in STORED:
             return self._torch.gated(gate, up, biases=biases, activation=activation)
+        gate, up = _alike(gate, up)
         return NativeGated(gate, up, biases, activation=activation, packer=self._packer)
 
     def experts(self, weights: Sequence[ExpertWeights], *, first: int, activation: Activation) -> Experts:
         """See Kernels."""
         if weights[0].gate.dtype not in STORED:
             return self._torch.experts(weights, first=first, activation=activation)
+        parts = [part for each in weights for part in (each.gate, each.up, each.down)]
+        if len({part.dtype for part in parts}) > 1:
+            widened = {id(each): _widened(each) for each in weights}
+            weights = [widened[id(each)] for each in weights]
         return NativeExperts(weights, first=first, activation=activation, packer=self._packer)
+
+
+def _alike(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both in one dtype, in which neither loses a bit."""
+    return (gate, up) if gate.dtype == up.dtype else (gate.float(), up.float())
+
+
+def _widened(weights: ExpertWeights) -> ExpertWeights:
+    return replace(weights, gate=weights.gate.float(), up=weights.up.float(), down=weights.down.float())

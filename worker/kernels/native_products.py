@@ -60,7 +60,7 @@ class Packer:
         """gate and up [I, in], biases [I] each."""
         units, size = gate.shape
         packed = self._take(self.library.packed_pair_size(units, size), gate.dtype)
-        gates, ups = gate.contiguous(), up.to(gate.dtype).contiguous()
+        gates, ups = gate.contiguous(), up.contiguous()
         self.library.pack_pairs(
             STORED[gate.dtype],
             *(gates.data_ptr(), ups.data_ptr(), size, units, size),

@@ -17,6 +17,8 @@ from worker.kernels.interface import stacked
 class TorchKernels:
     """See Kernels."""
 
+    widens = False
+
     def linear(self, parts: Sequence[torch.Tensor], *, biases: Sequence[torch.Tensor] = ()) -> Linear:
         """See Kernels."""
         weight, bias = stacked(parts), stacked(biases) if biases else None
