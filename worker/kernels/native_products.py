@@ -1,7 +1,9 @@
 """Products in C++ with a weight that is packed in panels of outputs. What a row gives depends on no other row."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -77,20 +79,11 @@ class NativeLinear:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, packer: Packer) -> None:
         self.packed = packer.pack(weight, bias)
-        self._product = packer.library.product
-        self._num_threads = packer.library.num_threads
+        self._library = packer.library
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, in] -> [T, out]."""
-        packed = self.packed
-        x = checked_rows(x, packed.size)
-        out = x.new_empty((x.shape[0], packed.out))
-        self._product(
-            *(x.data_ptr(), x.stride(0), x.shape[0]),
-            *(packed.stored, *packed.pointers, packed.out, packed.size),
-            *(out.data_ptr(), packed.out, self._num_threads),
-        )
-        return out
+        return _multiply(self._library.product, x, self.packed, num_threads=self._library.num_threads)
 
 
 class NativeGated:
@@ -107,21 +100,34 @@ class NativeGated:
     ) -> None:
         self.packed = packer.pack_pairs(gate, up, biases)
         self._activation = activation_floats(activation)
-        self._product = packer.library.gated_product
-        self._num_threads = packer.library.num_threads
+        self._library = packer.library
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, in] -> [T, I]."""
-        packed = self.packed
-        x = checked_rows(x, packed.size)
-        out = x.new_empty((x.shape[0], packed.out))
-        self._product(
-            *(x.data_ptr(), x.stride(0), x.shape[0]),
-            *(packed.stored, *packed.pointers, packed.out, packed.size),
-            *self._activation,
-            *(out.data_ptr(), packed.out, self._num_threads),
+        library = self._library
+        return _multiply(
+            library.gated_product, x, self.packed, activation=self._activation, num_threads=library.num_threads
         )
-        return out
+
+
+def _multiply(
+    function: Callable[..., Any],
+    x: torch.Tensor,
+    packed: Packed,
+    *,
+    activation: tuple[float, ...] = (),
+    num_threads: int,
+) -> torch.Tensor:
+    """What `function` of the library makes of x [T, in] and a weight: [T, out]."""
+    x = checked_rows(x, packed.size)
+    out = x.new_empty((x.shape[0], packed.out))
+    function(
+        *(x.data_ptr(), x.stride(0), x.shape[0]),
+        *(packed.stored, *packed.pointers, packed.out, packed.size),
+        *activation,
+        *(out.data_ptr(), packed.out, num_threads),
+    )
+    return out
 
 
 def activation_floats(activation: Activation) -> tuple[float, float, float]:
