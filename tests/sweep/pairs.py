@@ -10,7 +10,7 @@ Sizes that are 1 are left out.
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from parallel.mesh import divisors
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
@@ -26,7 +26,7 @@ ROOMY, NARROW = 2048, 128
 @dataclass(frozen=True, kw_only=True)
 class Pair:
     """What runs: one shape where it is unified, two where KV is handed off. `pages` are both sides' page sizes,
-    and `kv` the tokens that a rank has room for.
+    `kv` the tokens that a rank has room for, `kernels` who computes.
     """
 
     family: str
@@ -36,13 +36,15 @@ class Pair:
     dispatch: str = "auto"
     pages: tuple[int, int] = (8, 8)
     kv: int = ROOMY
+    kernels: str = "auto"
 
     def __str__(self) -> str:
         prefill = shape_text(self.prefill)
         pools = f"unified={prefill}" if self.decode is None else f"prefill={prefill} decode={shape_text(self.decode)}"
         chosen = f"exchange={self.exchange} dispatch={self.dispatch}"
         room = f" kv={self.kv}" if self.kv != ROOMY else ""
-        return f"{self.family} {pools} {chosen} pages={self.pages[0]}.{self.pages[1]}{room}"
+        kernels = f" kernels={self.kernels}" if self.kernels != "auto" else ""
+        return f"{self.family} {pools} {chosen} pages={self.pages[0]}.{self.pages[1]}{room}{kernels}"
 
     @property
     def shapes(self) -> tuple[ReplicaShape, ...]:
@@ -69,6 +71,7 @@ def parse_pair(text: str) -> Pair:
         dispatch=values.get("dispatch", "auto"),
         pages=(first, second),
         kv=int(values.get("kv", ROOMY)),
+        kernels=values.get("kernels", "auto"),
     )
 
 
@@ -92,7 +95,7 @@ _TURNS = (
 DENSE = frozenset({"llama", "qwen2", "qwen3"})
 DENSE_AXES = ("pp", "dp", "cp", "tp")
 AXES = (*DENSE_AXES, "moe_dp", "ep", "moe_tp")
-_LEGAL = "exchange, dispatch, pages, kv"
+_LEGAL = "exchange, dispatch, pages, kv, kernels"
 _KEYS = frozenset({"unified", "prefill", "decode", *_LEGAL.split(", ")})
 
 
@@ -189,8 +192,11 @@ CORNERS = (
 
 
 def spread(*, count: int, seed: int = 1) -> list[Pair]:
-    """`count` pairs: the corners first, then a draw that gives every set of split axes the same chance."""
-    pairs = [parse_pair(line) for line in CORNERS][:count]
+    """`count` pairs: the corners first, then a draw that gives every set of split axes the same chance.
+
+    Two pairs of five run with torch's kernels, the oracle of the native ones.
+    """
+    pairs = [_by_turns(parse_pair(line), place) for place, line in enumerate(CORNERS)][:count]
     source = random.Random(seed)
     by_axes = {dense: _by_axes(dense=dense) for dense in (True, False)}
     while len(pairs) < count:
@@ -206,9 +212,14 @@ def spread(*, count: int, seed: int = 1) -> list[Pair]:
             pages=(source.choice(PAGE_SIZES), source.choice(PAGE_SIZES)),
             kv=NARROW if source.random() < 0.1 else ROOMY,
         )
+        pair = _by_turns(pair, len(pairs))
         if pair not in pairs:
             pairs.append(pair)
     return pairs
+
+
+def _by_turns(pair: Pair, place: int) -> Pair:
+    return replace(pair, kernels="torch") if place % 5 > 2 else pair
 
 
 def _by_axes(*, dense: bool) -> dict[str, list[ReplicaShape]]:

@@ -79,6 +79,7 @@ def _pool(name: str, shape: ReplicaShape, *, pair: Pair, page_size: int) -> Pool
         kv_tokens=pair.kv,
         exchange=pair.exchange,
         dispatch=pair.dispatch,
+        kernels=pair.kernels,
         exchange_tokens=128,
     )
     return PoolSpec(name=name, replicas=1, shape=shape, engine=engine)
