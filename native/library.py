@@ -86,6 +86,11 @@ class NativeLibrary:
             *activation,
             *(_POINTER, _POINTER, _INT),
         )
+        apart = (_POINTER, _SIZE, _SIZE, _SIZE, _SIZE)
+        self.norm = _bind(library, "muster_norm", None, *apart, _POINTER, _FLOAT, _POINTER, _INT)
+        self.rotate = _bind(library, "muster_rotate", None, *apart, _POINTER, _POINTER, _SIZE, _POINTER, _INT)
+        plane = (_POINTER, _SIZE, _SIZE, _SIZE)
+        self.write_rows = _bind(library, "muster_write_rows", _INT, *apart, *plane, _POINTER, _POINTER)
         self.attend = _bind(
             library,
             "muster_attend",

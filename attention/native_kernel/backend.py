@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from attention.broken_rows import mark_broken
 from attention.interface import AttentionRows, AttentionSpec, KvWrite, PageTables
 from attention.layer_memory import LayerMemory
 from attention.native_kernel.page_rows import PageRows, plan_page_rows
@@ -99,7 +100,30 @@ class NativeAttentionBackend:
 
     def write(self, layer: LayerMemory, planes: Sequence[torch.Tensor], where: KvWrite) -> None:
         """See `AttentionBackend.write`."""
-        self._torch.write(layer, planes, where)
+        if any(plane.dtype != torch.float32 for plane in layer.planes):
+            self._torch.write(layer, planes, where)
+            return
+        written = [
+            self._write_rows(rows, view, where) for rows, view in zip(planes, layer.planes, strict=True) if len(rows)
+        ]
+        if not all(written):
+            self._torch.write(layer, mark_broken(planes, self.spec), where)
+
+    def _write_rows(self, rows: torch.Tensor, view: torch.Tensor, where: KvWrite) -> bool:
+        """Writes rows [T, heads, elements] into a plane [N, heads, P, elements]; whether all were numbers."""
+        rows = rows if rows[:1].is_contiguous() else rows.contiguous()
+        assert rows.dtype == torch.float32 and len(rows) == len(where.pages), (
+            rows.dtype,
+            rows.shape,
+            where.pages.shape,
+        )
+        page, head, position, _ = view.stride()
+        written: int = self._library.write_rows(
+            *(rows.data_ptr(), rows.stride(0), *rows.shape),
+            *(view.data_ptr(), page, head, position),
+            *(where.pages.data_ptr(), where.offsets.data_ptr()),
+        )
+        return bool(written)
 
     def merge(self, outputs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `AttentionBackend.merge`."""

@@ -57,9 +57,26 @@ def attention(library: NativeLibrary) -> None:
         assert np.isfinite(output).all()
 
 
+def rows(library: NativeLibrary) -> None:
+    """Tails of widths; rows and planes of exactly their sizes."""
+    for num_rows, heads, width in product((0, 1, 3), (1, 2), (2, 15, 16, 34)):
+        x, weight = numbers(1, num_rows, heads, width), numbers(2, heads, width)
+        y, half = np.empty_like(x), width // 2
+        cos, sin = numbers(3, 2, num_rows, half)
+        given = (x.ctypes.data, heads * width, num_rows, heads, width)
+        library.norm(*given, weight.ctypes.data, 1e-5, y.ctypes.data, 2)
+        library.rotate(*given, cos.ctypes.data, sin.ctypes.data, half, y.ctypes.data, 2)
+        plane = np.zeros((2, heads, 4, width), dtype=np.float32)
+        pages, offsets = np.full(num_rows, 1, dtype=np.int32), np.arange(num_rows, dtype=np.int32)
+        strides = (heads * 4 * width, 4 * width, width)
+        is_whole = library.write_rows(*given, plane.ctypes.data, *strides, pages.ctypes.data, offsets.ctypes.data)
+        assert is_whole == 1 and (plane[1, :, :num_rows] == x.swapaxes(0, 1)).all()
+
+
 if __name__ == "__main__":
     loaded = NativeLibrary(Path(sys.argv[1]))
     panels(loaded)
     experts(loaded)
     attention(loaded)
+    rows(loaded)
     print("done")

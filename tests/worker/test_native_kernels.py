@@ -71,6 +71,32 @@ def test_gated_products_and_experts_give_what_torch_gives(
     assert torch.allclose(summed[0], summed[1], atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 5, 700])
+@pytest.mark.parametrize("width", [1, 16, 20, 64, 131])
+def test_norms_and_rotations_give_what_torch_gives(library: NativeLibrary, rows: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    native, plain = NativeKernels(library), TorchKernels()
+    x, weight = torch.randn(rows, width, generator=generator), torch.randn(width, generator=generator)
+    # Heads of a fused projection, whose rows lie further apart than they are long.
+    heads = torch.randn(rows, 5, width, generator=generator)[:, 1:4]
+    of_heads = torch.randn(3, width, generator=generator)
+    for given, by in ((x, weight), (heads, of_heads), (x.repeat(1, 2)[:, :width], weight)):
+        assert torch.allclose(native.norm(by, eps=1e-5)(given), plain.norm(by, eps=1e-5)(given), atol=1e-5)
+    for half in {1, width // 4, width // 2}:
+        if 0 < 2 * half <= width:
+            cos, sin = torch.randn(2, rows, 1, half, generator=generator)
+            assert torch.allclose(native.rotate(heads, cos, sin), plain.rotate(heads, cos, sin), atol=1e-6)
+
+
+def test_a_norm_of_a_row_that_holds_no_numbers_spoils_that_row_alone(library: NativeLibrary) -> None:
+    x = torch.randn(3, 20)
+    norm = NativeKernels(library).norm(torch.ones(20), eps=1e-5)
+    clean = norm(x)
+    x[1, 7] = torch.nan
+    broken = norm(x)
+    assert broken[1].isnan().all() and torch.equal(broken[[0, 2]], clean[[0, 2]])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_of_half_the_bits_are_held_so_and_meet_rows_in_float32(
     library: NativeLibrary, dtype: torch.dtype

@@ -9,9 +9,8 @@ from moe.activation import Linear
 from parallel.collectives.communicator import Communicator
 from parallel.collectives.rows import gather_rows, reduce_scatter_rows
 from parallel.models.description import RopeSpec
-from worker.blocks.head_norm import QkNorm
-from worker.blocks.rope import rotate
 from worker.blocks.step_context import StepContext
+from worker.kernels.interface import Kernels, RowOperation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +32,21 @@ class LayerHeads:
 class AttentionBlock:
     """Grouped-query attention with rotary embedding."""
 
-    def __init__(self, *, qkv: Linear, output: Linear, qk_norm: QkNorm, heads: LayerHeads, tp: Communicator) -> None:
+    def __init__(
+        self,
+        *,
+        qkv: Linear,
+        output: Linear,
+        qk_norm: RowOperation | None,
+        kernels: Kernels,
+        heads: LayerHeads,
+        tp: Communicator,
+    ) -> None:
+        """`qk_norm` is done to the heads of q and then of k, [T, Hq + Hkv, D], before they are rotated."""
         self._qkv = qkv
         self._output = output
         self._qk_norm = qk_norm
+        self._rotate = kernels.rotate
         self._heads = heads
         self._tp = tp
 
@@ -46,7 +56,9 @@ class AttentionBlock:
         heads = self._qkv(gather_rows(self._tp, x_LH))
         heads = heads.view(-1, own.num_heads + 2 * own.num_kv_heads, own.head_dim)
         qk, v = heads[:, : -own.num_kv_heads], heads[:, -own.num_kv_heads :]
-        qk = rotate(self._qk_norm(qk), *context.rotations[own.rope])
+        if self._qk_norm is not None:
+            qk = self._qk_norm(qk)
+        qk = self._rotate(qk, *context.rotations[own.rope])
         attended, lse = context.exchanges[own.group].attend(
             qk[:, : own.num_heads],
             (qk[:, own.num_heads :], v),

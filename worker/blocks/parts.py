@@ -15,9 +15,8 @@ from worker.blocks.attention import AttentionBlock, LayerHeads
 from worker.blocks.expert_share import ExpertShare
 from worker.blocks.experts import ExpertBlock
 from worker.blocks.feed_forward import FeedForwardBlock
-from worker.blocks.head_norm import HeadNorm, no_norm
-from worker.blocks.vocabulary import Embedding, Norm, Output
-from worker.kernels.interface import Kernels
+from worker.blocks.vocabulary import Embedding, Output
+from worker.kernels.interface import Kernels, RowOperation
 from worker.kv_memory import KvMemory
 from worker.weights import Weights
 
@@ -54,9 +53,9 @@ class Parts:
         """The token embedding; its weight stays for an output that is tied to it."""
         return Embedding(self._weights[name], dtype=self._dtype, tp=self._groups["attn_tp"])
 
-    def norm(self, name: str) -> Norm:
+    def norm(self, name: str) -> RowOperation:
         """A norm over the hidden size."""
-        return Norm(self._weights.pop(name), eps=self.description.norm_eps)
+        return self._kernels.norm(self._weights.pop(name), eps=self.description.norm_eps)
 
     def output(self, *, norm: str, head: str) -> Output:
         """The last norm and the output product."""
@@ -81,7 +80,8 @@ class Parts:
             output=self._linear(
                 f"{prefix}.o_proj.weight", biases=self._held(f"{prefix}.o_proj.bias") if o_bias else []
             ),
-            qk_norm=self._qk_norm(prefix, heads) if qk_norm else no_norm,
+            qk_norm=self._qk_norm(prefix, heads) if qk_norm else None,
+            kernels=self._kernels,
             heads=heads,
             tp=self._groups["attn_tp"],
         )
@@ -161,14 +161,13 @@ class Parts:
             sinks_H=sinks_H,
         )
 
-    def _qk_norm(self, prefix: str, heads: LayerHeads) -> HeadNorm:
-        return HeadNorm(
-            query_D=self._weights.pop(f"{prefix}.q_norm.weight"),
-            key_D=self._weights.pop(f"{prefix}.k_norm.weight"),
-            num_heads=heads.num_heads,
-            num_kv_heads=heads.num_kv_heads,
-            eps=self.description.norm_eps,
-        )
+    def _qk_norm(self, prefix: str, heads: LayerHeads) -> RowOperation:
+        """A norm over each head of q and then of k, as Qwen3 has it; every head of q has one weight, every one of k
+        another.
+        """
+        query_D, key_D = (self._weights.pop(f"{prefix}.{name}_norm.weight") for name in ("q", "k"))
+        weights = [query_D.expand(heads.num_heads, -1), key_D.expand(heads.num_kv_heads, -1)]
+        return self._kernels.norm(torch.cat(weights), eps=self.description.norm_eps)
 
     def _held(self, bias: str) -> list[str]:
         """The bias, where this rank is the one that adds it to a sum over ranks."""

@@ -47,19 +47,6 @@ def inverse_frequencies(rope: RopeSpec) -> torch.Tensor:
     return _SCALED[type(rope.scaling)](powers, rope.scaling, theta=rope.theta)
 
 
-def rotate(x_THD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates the first 2 · F elements of each head, cos and sin having F: element i pairs with element i + F.
-
-    ```
-    |  0 .. F-1  |  F .. 2F-1  |  2F ..       |
-    |  left      |  right      |  stays as is |
-    ```
-    """
-    size = cos.shape[-1]
-    left, right, rest = x_THD.tensor_split((size, 2 * size), dim=-1)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin, rest], dim=-1)
-
-
 def _linear(powers: torch.Tensor, scaling: LinearScaling, *, theta: float) -> torch.Tensor:
     return 1.0 / powers / scaling.factor
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from moe.activation import Linear
 from parallel.collectives.communicator import Communicator
 from parallel.collectives.rows import gather_rows, reduce_scatter_rows
+from worker.kernels.interface import RowOperation
 
 
 class Embedding:
@@ -32,22 +33,10 @@ class Embedding:
         return reduce_scatter_rows(self._tp, rows.to(self._dtype))
 
 
-class Norm:
-    """Root mean square norm (arXiv 1910.07467)."""
-
-    def __init__(self, weight_H: torch.Tensor, *, eps: float) -> None:
-        self._weight = weight_H
-        self._eps = eps
-
-    def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
-        """x [T, H] to [T, H]."""
-        return F.rms_norm(x_TH, self._weight.shape, self._weight, self._eps)
-
-
 class Output:
-    """Rows to logits: the last norm and the product with the vocabulary."""
+    """RowOperation to logits: the last norm and the product with the vocabulary."""
 
-    def __init__(self, *, norm: Norm, head: Linear, tp: Communicator, vocab_size: int) -> None:
+    def __init__(self, *, norm: RowOperation, head: Linear, tp: Communicator, vocab_size: int) -> None:
         self._norm = norm
         self._head = head
         self._tp = tp

@@ -1,6 +1,6 @@
 """What blocks ask of the arithmetic under them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -8,6 +8,9 @@ import torch
 from moe.activation import Linear
 from moe.experts import Experts, ExpertWeights
 from parallel.models.gates import Activation
+
+#: What is done to each row by itself: [T, ...] to the same.
+RowOperation = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Kernels(Protocol):
@@ -38,6 +41,22 @@ class Kernels(Protocol):
 
     def experts(self, weights: Sequence[ExpertWeights], *, first: int, activation: Activation) -> Experts:
         """The experts of the slots from `first` on, one of `weights` each; one that has two slots is held once."""
+        ...
+
+    def norm(self, weight: torch.Tensor, *, eps: float) -> RowOperation:
+        """The root mean square norm (arXiv 1910.07467) over the last dimension, times `weight`: [D] for rows [T, D], or
+        one for each head [heads, D] for rows [T, heads, D].
+        """
+        ...
+
+    def rotate(self, x_THD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Rotates the first 2 · F elements of each head, cos and sin [T, 1, F]: element i pairs with element i + F.
+
+        ```
+        |  0 .. F-1  |  F .. 2F-1  |  2F ..       |
+        |  left      |  right      |  stays as is |
+        ```
+        """
         ...
 
 

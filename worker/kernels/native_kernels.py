@@ -10,9 +10,10 @@ from moe.experts import Experts, ExpertWeights
 from native.arena import Arena
 from native.library import NativeLibrary
 from parallel.models.gates import Activation
-from worker.kernels.interface import stacked
+from worker.kernels.interface import RowOperation, stacked
 from worker.kernels.native_experts import NativeExperts
 from worker.kernels.native_products import STORED, NativeGated, NativeLinear, Packer
+from worker.kernels.native_rows import NativeNorm, rotate_natively
 from worker.kernels.torch_kernels import TorchKernels
 
 
@@ -54,6 +55,18 @@ class NativeKernels:
             widened = {id(each): _widened(each) for each in weights}
             weights = [widened[id(each)] for each in weights]
         return NativeExperts(weights, first=first, activation=activation, packer=self._packer)
+
+    def norm(self, weight: torch.Tensor, *, eps: float) -> RowOperation:
+        """See Kernels."""
+        if weight.dtype != torch.float32:
+            return self._torch.norm(weight, eps=eps)
+        return NativeNorm(weight, eps=eps, library=self._packer.library)
+
+    def rotate(self, x_THD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """See Kernels."""
+        if x_THD.dtype != torch.float32:
+            return self._torch.rotate(x_THD, cos, sin)
+        return rotate_natively(x_THD, cos, sin, library=self._packer.library)
 
 
 def _alike(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from moe.activation import Gated, Linear
 from moe.experts import Experts, ExpertWeights, TorchExperts
 from parallel.models.gates import Activation
-from worker.kernels.interface import stacked
+from worker.kernels.interface import RowOperation, stacked
 
 
 class TorchKernels:
@@ -42,6 +42,16 @@ class TorchKernels:
         products = {id(each): self._expert(each, activation) for each in weights}
         of_slots = [products[id(each)] for each in weights]
         return TorchExperts(first=first, gated=[gated for gated, _ in of_slots], down=[down for _, down in of_slots])
+
+    def norm(self, weight: torch.Tensor, *, eps: float) -> RowOperation:
+        """See Kernels."""
+        return TorchNorm(weight, eps=eps)
+
+    def rotate(self, x_THD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """See Kernels."""
+        size = cos.shape[-1]
+        left, right, rest = x_THD.tensor_split((size, 2 * size), dim=-1)
+        return torch.cat([left * cos - right * sin, right * cos + left * sin, rest], dim=-1)
 
     def _expert(self, weights: ExpertWeights, activation: Activation) -> tuple[Linear, Linear]:
         biases = [] if weights.down_bias is None else [weights.down_bias]
@@ -96,3 +106,17 @@ class PackedLinear:
             x = F.pad(x, (0, 0, 0, padding))
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
         return out[:num_rows]
+
+
+class TorchNorm:
+    """See Kernels.norm."""
+
+    def __init__(self, weight: torch.Tensor, *, eps: float) -> None:
+        self._weight = weight
+        self._eps = eps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, ..., D] to the same."""
+        if self._weight.dim() == 1:
+            return F.rms_norm(x, self._weight.shape, self._weight, self._eps)
+        return F.rms_norm(x, x.shape[-1:], eps=self._eps) * self._weight
