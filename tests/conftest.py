@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from native.build import Build
 from native.library import NativeLibrary
@@ -17,6 +18,10 @@ from tests.harness.checkpoints import (
     tiny_qwen3,
     tiny_qwen3_moe,
 )
+
+# A machine that is busy is no fault of what is tested.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
