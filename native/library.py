@@ -35,6 +35,12 @@ ENTRY = np.dtype(
     [("first_row", "i8"), ("num_rows", "i8"), ("kv_len", "i8"), ("is_causal", "i8"), ("pages", "u8")], align=True
 )
 
+#: How one row is drawn: temperature 0 is greedy, top_k 0, top_p 1 and min_p 0 are off.
+DRAW = np.dtype(
+    [("temperature", "f4"), ("top_p", "f4"), ("min_p", "f4"), ("top_k", "i4"), ("seed", "u8"), ("position", "i8")],
+    align=True,
+)
+
 
 class Plane(ctypes.Structure):
     """Where keys or values lie."""
@@ -99,6 +105,9 @@ class NativeLibrary:
             *(ctypes.POINTER(AttentionShape), ctypes.POINTER(Plane), ctypes.POINTER(Plane)),
             *(_POINTER, _SIZE, _SIZE),
             *(_POINTER, _POINTER, _INT),
+        )
+        self.draw = _bind(
+            library, "muster_draw", None, *(_POINTER, _SIZE, _SIZE, _SIZE), *(_POINTER, _POINTER, _POINTER, _INT)
         )
 
 

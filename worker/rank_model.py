@@ -74,7 +74,9 @@ def build_model(
     tables = SequenceTables(
         shape=shape, coordinates=coordinates, settings=settings, groups=description.cache_groups, device=device
     )
-    ends = _StageEnds(parts, groups=groups, slot_tokens=slot_tokens, tables=tables, dtype=dtype, device=device)
+    ends = _StageEnds(
+        parts, kernels=kernels, groups=groups, slot_tokens=slot_tokens, tables=tables, dtype=dtype, device=device
+    )
     is_first, is_last = coordinates.pp_rank == 0, coordinates.pp_rank == shape.pp - 1
     model = RankModel(
         input=ends.input(is_first=is_first, is_last=is_last),
@@ -101,6 +103,7 @@ class _StageEnds:
         self,
         parts: Parts,
         *,
+        kernels: Kernels,
         groups: RankGroups,
         slot_tokens: SlotTokens,
         tables: SequenceTables,
@@ -108,6 +111,7 @@ class _StageEnds:
         device: torch.device,
     ) -> None:
         self._parts = parts
+        self._kernels = kernels
         self._groups = groups
         self._slot_tokens = slot_tokens
         self._tables = tables
@@ -128,7 +132,13 @@ class _StageEnds:
             return PipelineOutput(groups=self._groups)
         head = _EMBEDDING if self._parts.description.tied_embeddings else "lm_head.weight"
         output = self._parts.output(norm="model.norm.weight", head=head)
-        return DrawOutput(output, slot_tokens=self._slot_tokens, groups=self._groups, sampling=self._tables.sampling)
+        return DrawOutput(
+            output,
+            kernels=self._kernels,
+            slot_tokens=self._slot_tokens,
+            groups=self._groups,
+            sampling=self._tables.sampling,
+        )
 
 
 def _members(

@@ -17,11 +17,18 @@ typedef float Vector __attribute__((vector_size(kVectorBytes)));
 typedef float UnalignedVector __attribute__((vector_size(kVectorBytes), aligned(4)));
 
 typedef int32_t IntVector __attribute__((vector_size(kVectorBytes)));
+typedef uint64_t LongVector __attribute__((vector_size(kVectorBytes)));
 
 inline Vector splat(float value) { return value - Vector{}; }
 
 inline Vector as_floats(IntVector bits) {
   Vector value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+inline IntVector as_ints(LongVector bits) {
+  IntVector value;
   std::memcpy(&value, &bits, sizeof(value));
   return value;
 }
@@ -39,9 +46,10 @@ inline void store_part(float* to, Vector value, int64_t count) {
   }
 }
 
-inline Vector load_part(const float* from, int64_t count) {
+// `rest` where there are no more.
+inline Vector load_part(const float* from, int64_t count, float rest = 0.0f) {
   if (count >= kLanes) return load(from);
-  Vector value{};
+  Vector value = splat(rest);
   if (count > 0) std::memcpy(&value, from, sizeof(float) * count);
   return value;
 }

@@ -11,7 +11,8 @@ from router.generation import GenerationRequest
 from tests.engine.test_parity import ENGINE, LAYOUTS, prompts
 from tests.harness.checkpoints import Oracle
 from tests.harness.running_router import RunningRouter, running_router, topology
-from worker.step.sampler import Draw, draw_tokens
+from worker.kernels.interface import Draw
+from worker.kernels.torch_sampler import draw_tokens
 
 
 def sampled(prompt: tuple[int, ...], *, seed: int) -> GenerationRequest:

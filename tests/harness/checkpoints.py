@@ -33,7 +33,8 @@ from transformers import (
 )
 
 from proto import control_pb2
-from worker.step.sampler import Draw, draw_tokens
+from worker.kernels.interface import Draw
+from worker.kernels.torch_sampler import draw_tokens
 
 VOCAB_SIZE = 211
 _SIZES: dict[str, Any] = {

@@ -5,7 +5,8 @@ import numpy.typing as npt
 import torch
 
 from proto import control_pb2
-from worker.step.sampler import Draw, filter_logits, gumbel_noise
+from worker.kernels.interface import Draw
+from worker.kernels.torch_sampler import filter_logits, gumbel_noise
 
 #: Of a position's largest magnitude, in float32.
 TOLERANCE = 3e-5

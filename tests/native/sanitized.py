@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from native.library import ENTRY, AttentionShape, NativeLibrary, Plane, Stored
+from native.library import DRAW, ENTRY, AttentionShape, NativeLibrary, Plane, Stored
 from tests.native.test_experts import CLAMPED, Layer
 from tests.native.test_products import as_stored, numbers
 
@@ -73,10 +73,29 @@ def rows(library: NativeLibrary) -> None:
         assert is_whole == 1 and (plane[1, :, :num_rows] == x.swapaxes(0, 1)).all()
 
 
+def draws(library: NativeLibrary) -> None:
+    """Tails of a vector and of a block, every filter, rows that are no numbers, a stride."""
+    samplings = [(t, p, m, k) for t, p, m, k in product((0.0, 0.8), (1.0, 0.9, 0.0), (0.0, 0.1), (0, 1, 5, 200))]
+    asked = np.array([(*sampling, 2**64 - 1, 2**62 + at) for at, sampling in enumerate(samplings)], dtype=DRAW)
+    for size in (1, 7, 16, 31, 127, 128, 129, 1000):
+        for stride in (size, size + 3):
+            rows = len(asked)
+            logits = numbers(size, (rows - 1) * stride + size)
+            logits[stride * 5] = np.nan
+            tokens, is_finite = np.full(rows, -1, dtype=np.int64), np.full(rows, 2, dtype=np.uint8)
+            library.draw(
+                *(logits.ctypes.data, stride, rows, size),
+                *(asked.ctypes.data, tokens.ctypes.data, is_finite.ctypes.data, 2),
+            )
+            assert ((tokens >= 0) & (tokens < size)).all()
+            assert is_finite.tolist() == [at != 5 for at in range(rows)]
+
+
 if __name__ == "__main__":
     loaded = NativeLibrary(Path(sys.argv[1]))
     panels(loaded)
     experts(loaded)
     attention(loaded)
     rows(loaded)
+    draws(loaded)
     print("done")

@@ -1,6 +1,7 @@
 """What blocks ask of the arithmetic under them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -8,6 +9,16 @@ import torch
 from moe.activation import Linear
 from moe.experts import Experts, ExpertWeights
 from parallel.models.gates import Activation
+from proto import control_pb2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """One row of logits: how to draw, and the position of the token that is drawn."""
+
+    sampling: control_pb2.Sampling
+    position: int
+
 
 #: What is done to each row by itself: [T, ...] to the same.
 RowOperation = Callable[[torch.Tensor], torch.Tensor]
@@ -56,6 +67,15 @@ class Kernels(Protocol):
         |  0 .. F-1  |  F .. 2F-1  |  2F ..       |
         |  left      |  right      |  stays as is |
         ```
+        """
+        ...
+
+    def draw(self, logits_SV: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draws a token from each row of float32 logits [S, V]: ids [S] (int64), and whether a row is finite, bool [S].
+
+        A row that holds NaN or infinity has token 0, which is a legal one. Where a token lies within 1e-6 of an edge
+        (the probability ahead of it of top_p, its own over the best one's of min_p) one implementation may keep what
+        another leaves out.
         """
         ...
 

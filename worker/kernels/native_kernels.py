@@ -10,10 +10,11 @@ from moe.experts import Experts, ExpertWeights
 from native.arena import Arena
 from native.library import NativeLibrary
 from parallel.models.gates import Activation
-from worker.kernels.interface import RowOperation, stacked
+from worker.kernels.interface import Draw, RowOperation, stacked
 from worker.kernels.native_experts import NativeExperts
 from worker.kernels.native_products import STORED, NativeGated, NativeLinear, Packer
 from worker.kernels.native_rows import NativeNorm, rotate_natively
+from worker.kernels.native_sampler import draw_natively
 from worker.kernels.torch_kernels import TorchKernels
 
 
@@ -67,6 +68,12 @@ class NativeKernels:
         if x_THD.dtype != torch.float32:
             return self._torch.rotate(x_THD, cos, sin)
         return rotate_natively(x_THD, cos, sin, library=self._packer.library)
+
+    def draw(self, logits_SV: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Kernels."""
+        if logits_SV.dtype != torch.float32 or logits_SV.device.type != "cpu":
+            return self._torch.draw(logits_SV, draws)
+        return draw_natively(self._packer.library, logits_SV, draws)
 
 
 def _alike(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from moe.activation import Gated, Linear
 from moe.experts import Experts, ExpertWeights, TorchExperts
 from parallel.models.gates import Activation
-from worker.kernels.interface import RowOperation, stacked
+from worker.kernels.interface import Draw, RowOperation, stacked
+from worker.kernels.torch_sampler import are_finite, draw_tokens
 
 
 class TorchKernels:
@@ -52,6 +53,11 @@ class TorchKernels:
         size = cos.shape[-1]
         left, right, rest = x_THD.tensor_split((size, 2 * size), dim=-1)
         return torch.cat([left * cos - right * sin, right * cos + left * sin, rest], dim=-1)
+
+    def draw(self, logits_SV: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Kernels."""
+        is_finite_S = are_finite(logits_SV)
+        return draw_tokens(logits_SV, draws).masked_fill(~is_finite_S, 0), is_finite_S
 
     def _expert(self, weights: ExpertWeights, activation: Activation) -> tuple[Linear, Linear]:
         biases = [] if weights.down_bias is None else [weights.down_bias]

@@ -18,8 +18,8 @@ from parallel.collectives.communicator import Channel
 from parallel.collectives.groups import RankGroups
 from proto import control_pb2
 from worker.blocks.vocabulary import Embedding, Output
+from worker.kernels.interface import Draw, Kernels
 from worker.step.rows import StepRows
-from worker.step.sampler import Draw, are_finite, draw_tokens
 from worker.step.slot_tokens import SlotTokens
 
 
@@ -104,12 +104,14 @@ class DrawOutput:
         self,
         output: Output,
         *,
+        kernels: Kernels,
         slot_tokens: SlotTokens,
         groups: RankGroups,
         sampling: Callable[[int], control_pb2.Sampling],
     ) -> None:
         """`sampling` gives how tokens of a slot are drawn."""
         self._output = output
+        self._kernels = kernels
         self._slot_tokens = slot_tokens
         self._tp = groups["attn_tp"]
         self._sampling = sampling
@@ -128,9 +130,8 @@ class DrawOutput:
         if slots:
             places = zip(slots, positions, strict=True)
             draws = [Draw(sampling=self._sampling(slot), position=position) for slot, position in places]
-            is_finite_S = are_finite(logits_SV)
             # A step that is planned ahead embeds the token before anybody hears of the flag: it is a legal one.
-            tokens_S = draw_tokens(logits_SV, draws).masked_fill(~is_finite_S, 0)
+            tokens_S, is_finite_S = self._kernels.draw(logits_SV, draws)
         for row, slot in enumerate(slots):
             if slot in rows.probes and rows.probes[slot].HasField("forced_id"):
                 tokens_S[row] = rows.probes[slot].forced_id

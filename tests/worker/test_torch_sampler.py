@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from proto import control_pb2
-from worker.step.sampler import Draw, are_finite, draw_tokens, filter_logits, gumbel_noise
+from worker.kernels.interface import Draw
+from worker.kernels.torch_sampler import are_finite, draw_tokens, filter_logits, gumbel_noise
 
 CPU = torch.device("cpu")
 

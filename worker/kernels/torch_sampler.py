@@ -1,27 +1,19 @@
-"""Draws tokens from logits. The noise of a draw is a function of (seed, position, token id) and nothing else.
+"""Draws tokens from logits in torch. The noise of a draw is a function of (seed, position, token id) and nothing else.
 
 So the same request draws the same tokens alone, in a batch, after a restart and in any layout, up to the float
 tolerance of its logits. A draw is an argmax of filtered logits plus Gumbel noise, which is a draw from their softmax.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from proto import control_pb2
+from worker.kernels.interface import Draw
 
 _MASK_64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draw:
-    """One row of logits: how to draw, and the position of the token that is drawn."""
-
-    sampling: control_pb2.Sampling
-    position: int
 
 
 def are_finite(logits_SV: torch.Tensor) -> torch.Tensor:
@@ -81,8 +73,8 @@ def _keep_top_k(scaled: torch.Tensor, top_ks: list[int]) -> torch.Tensor:
 
 
 def _keep_top_p(scaled: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """Keeps the fewest tokens, best first, whose probabilities reach top_p."""
-    values, order = scaled.sort(dim=-1, descending=True)
+    """Keeps the fewest tokens, best first and of equal ones the first, whose probabilities reach top_p."""
+    values, order = scaled.sort(dim=-1, descending=True, stable=True)
     probabilities = values.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
     dropped = (before >= top_p) & (top_p < 1)
