@@ -1,8 +1,8 @@
 // Draws one token from each row of logits. Nothing is sorted, and no filtered row is written.
 //
-//   maxima       the largest logit of each kBlock tokens: a block that lies below what is looked for is passed over
+//   maxima       the largest score of each kBlock tokens: a block that lies below what is looked for is passed over
 //   order        tokens best first, those of equal score by id; what a filter keeps is all that is ahead of a Place in it
-//   top-k        the k-th largest by halving the range between two floats: each step counts what is as large
+//   top-k        the k-th largest by halving the range of floats it lies in: each step counts what is as large
 //   noise        a token wins if score + noise is largest. Noise beats d only if 1 - u < e^-d, for u > exp(-e^-d) is asked
 //                and exp(-z) >= 1 - z: one product and one comparison rule out all but a few tokens
 //   top-p        the winner of all is the winner of the kept ones if it is kept, and it is if the probability ahead of it
@@ -13,8 +13,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <cstring>
+#include <functional>
+#include <limits>
 #include <vector>
 
 #include "activation.h"
@@ -70,7 +71,7 @@ struct Row {
   const float* logits;
   int64_t size;
   float temperature;
-  std::vector<float> maxima;  // of logits
+  std::vector<float> maxima;  // of the scores of each block
   bool is_finite;
   Place best;  // the first in the order
 
@@ -86,7 +87,7 @@ struct Row {
 template <class Visit>
 void visit_blocks(const Row& row, float least, Visit visit) {
   for (int64_t block = 0, begin = 0; begin < row.size; ++block, begin += kBlock) {
-    if (row.maxima[block] / row.temperature >= least) visit(begin, std::min(begin + kBlock, row.size));
+    if (row.maxima[block] >= least) visit(begin, std::min(begin + kBlock, row.size));
   }
 }
 
@@ -101,15 +102,15 @@ void survey(Row& row) {
       zeros += value * splat(0.0f);
       largest = value > largest ? value : largest;
     }
-    row.maxima[block] = largest_of(largest);
+    row.maxima[block] = largest_of(largest) / row.temperature;
   }
   row.is_finite = sum_of(zeros) == 0.0f;
 }
 
 Place best_of(const Row& row) {
-  const float largest = *std::max_element(row.maxima.begin(), row.maxima.end()) / row.temperature;
+  const float largest = *std::max_element(row.maxima.begin(), row.maxima.end());
   int64_t block = 0, token = 0;
-  while (row.maxima[block] / row.temperature < largest) ++block;
+  while (row.maxima[block] < largest) ++block;
   for (token = block * kBlock; row.score(token) < largest;) ++token;
   return {largest, token};
 }
@@ -145,12 +146,17 @@ int64_t count_from(const Row& row, float least) {
   return count;
 }
 
+// At most the k-th largest score: the k-th largest of the maxima, each of which is a score.
+float bound_of_kth(const Row& row, int64_t k) {
+  if (static_cast<int64_t>(row.maxima.size()) < k) return -std::numeric_limits<float>::max();
+  std::vector<float> maxima = row.maxima;
+  std::nth_element(maxima.begin(), maxima.begin() + (k - 1), maxima.end(), std::greater<float>());
+  return maxima[k - 1];
+}
+
 // The k-th largest score.
 float kth_largest(const Row& row, int64_t k) {
-  const bool has_blocks = static_cast<int64_t>(row.maxima.size()) >= k;  // each has one as large as the least maximum
-  const float least = has_blocks ? *std::min_element(row.maxima.begin(), row.maxima.end()) / row.temperature
-                                 : -std::numeric_limits<float>::max();
-  int64_t low = rank_of(least), high = int64_t{rank_of(row.best.score)} + 1;
+  int64_t low = rank_of(bound_of_kth(row, k)), high = int64_t{rank_of(row.best.score)} + 1;
   while (high - low > 1) {
     const int64_t middle = low + (high - low) / 2;
     (count_from(row, of_rank(middle)) >= k ? low : high) = middle;

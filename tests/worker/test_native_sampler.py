@@ -111,6 +111,14 @@ def test_of_equal_logits_those_that_torch_keeps_are_kept_and_the_first_one_wins(
         assert_agree(kernels, logits, draws)
 
 
+@pytest.mark.parametrize("magnitude", [3.0, 1e3, 1e6])
+def test_of_results_that_rounding_makes_equal_the_first_one_wins(kernels: NativeKernels, magnitude: float) -> None:
+    noise = torch.randn(300, 1000, generator=torch.Generator().manual_seed(1))
+    draws = [draw(position=at) for at in range(len(noise))]
+    for logits in (magnitude + noise, noise - magnitude):
+        assert_agree(kernels, logits, draws)
+
+
 def test_zeros_of_either_sign_are_equal(kernels: NativeKernels) -> None:
     logits = torch.tensor([[-1.0, -0.0, 0.0, -0.0], [-1.0, 0.0, -0.0, 0.0]])
     for top_k in (0, 1, 2):
