@@ -92,6 +92,12 @@ def test_tokens_are_torch_s_in_a_vocabulary_of_a_real_model(kernels: NativeKerne
         assert_agree(kernels, torch.stack(rows[chosen]), draws[chosen])
 
 
+def test_the_tokens_of_every_top_k_are_torch_s(kernels: NativeKernels) -> None:
+    draws = [draw(position=top_k, top_k=top_k, temperature=2.0) for top_k in range(1, 1002)]
+    logits = torch.randn(len(draws), 1000, generator=torch.Generator().manual_seed(1))
+    assert_agree(kernels, logits, draws)
+
+
 def test_no_rows_have_no_tokens(kernels: NativeKernels) -> None:
     for vocab_size in (1, 7, 49152):
         assert_agree(kernels, torch.empty(0, vocab_size), [])
@@ -111,7 +117,7 @@ def test_of_equal_logits_those_that_torch_keeps_are_kept_and_the_first_one_wins(
         assert_agree(kernels, logits, draws)
 
 
-@pytest.mark.parametrize("magnitude", [3.0, 1e3, 1e6])
+@pytest.mark.parametrize("magnitude", [3.0, 1e3, 1e6, 1e7])
 def test_of_results_that_rounding_makes_equal_the_first_one_wins(kernels: NativeKernels, magnitude: float) -> None:
     noise = torch.randn(300, 1000, generator=torch.Generator().manual_seed(1))
     draws = [draw(position=at) for at in range(len(noise))]
