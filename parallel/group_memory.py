@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 _LINE = 128
 _CHANNELS = 3
-_MAX_RANKS = 64
+#: Of a group that shares memory.
+MAX_RANKS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,8 @@ class GroupMemoryShape:
     slot_bytes: int = 128 << 10
 
     def __post_init__(self) -> None:
-        if not 1 <= self.size <= _MAX_RANKS:
-            raise ValueError(f"a group of {self.size} ranks shares no memory: 1 to {_MAX_RANKS} can")
+        if not 1 <= self.size <= MAX_RANKS:
+            raise ValueError(f"a group of {self.size} ranks shares no memory: 1 to {MAX_RANKS} can")
         if self.outbox_bytes % _LINE or self.outbox_bytes < self.size * _LINE:
             raise ValueError(
                 f"outbox_bytes {self.outbox_bytes} of {self.size} ranks: it is a multiple of {_LINE}, "
@@ -44,7 +45,7 @@ class GroupMemoryShape:
         """Of the whole memory."""
         members = self.size * 3 * _LINE
         pipe = 2 * _LINE + _rounded(16 * self.num_slots)
-        outbox = _rounded(8 * (_MAX_RANKS + 1)) + self.outbox_bytes
+        outbox = _rounded(8 * (MAX_RANKS + 1)) + self.outbox_bytes
         pipes = _CHANNELS * self.size**2 * pipe
         return members + pipes + self.size * (2 * outbox + self.num_slots * self.slot_bytes)
 

@@ -219,7 +219,10 @@ class _Member:
 
 def _map(memory: int | str, *, num_bytes: int) -> "ctypes.Array[ctypes.c_char]":
     """Its pages are there when this returns: the first step does not wait for them."""
-    descriptor = os.dup(memory) if isinstance(memory, int) else os.open(memory, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        descriptor = os.dup(memory) if isinstance(memory, int) else os.open(memory, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise PeerLostError(f"the memory of the group is gone: {error}") from error
     try:
         mapping = mmap.mmap(descriptor, num_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
     finally:
