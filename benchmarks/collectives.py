@@ -168,9 +168,10 @@ def report(results: dict[int, Samples], *, sizes: Sequence[int], rounds: int, ca
         "collectives",
         title="Collectives between the ranks of one host",
         about="Microseconds of a call through the communicator on rank 0, median (99th percentile): gloo over the "
-        f"loopback device / shared memory, in turn in the same processes, {rounds} rounds of {calls} calls (an eighth "
-        "from 1 MB on). Bytes are what one rank gives; reduce-scatter and all-to-all share them out over the ranks. "
-        "`send and back` is a message and its answer between two ranks, by pairs.",
+        "loopback device and shared memory, in turn in the same processes, "
+        f"{rounds} rounds of {calls} calls (an eighth from 1 MB on). Bytes are what one rank gives; reduce-scatter and "
+        "all-to-all share them out over the ranks. `send and back` is a message and its answer between two ranks, by "
+        "pairs.",
         headings=("verb, ranks", *(size_name(num_bytes) for num_bytes in sizes)),
     )
     for num_ranks, samples in results.items():

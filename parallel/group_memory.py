@@ -4,6 +4,7 @@ What lies where in it is in `native/src/group_memory.h`.
 """
 
 import os
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 _LINE = 128
@@ -53,6 +54,12 @@ class GroupMemoryShape:
 def max_sends(size: int) -> int:
     """Sends of a rank that may be under way: more than a pipeline of `size` stages leaves unreceived while it idles."""
     return 4 * size + 8
+
+
+def local_groups(groups: Iterable[tuple[int, ...]], *, here: Collection[int]) -> list[tuple[int, ...]]:
+    """The sets of ranks among `groups` that share memory where one launcher holds the ranks `here`, each once."""
+    ranks_here = frozenset(here)
+    return sorted({ranks for ranks in groups if 1 < len(ranks) <= MAX_RANKS and ranks_here.issuperset(ranks)})
 
 
 def allocate_group_memory(shape: GroupMemoryShape) -> int:

@@ -7,7 +7,7 @@ import logging
 import os
 
 from native.build import Build
-from parallel.group_memory import MAX_RANKS, GroupMemoryShape, allocate_group_memory
+from parallel.group_memory import GroupMemoryShape, allocate_group_memory, local_groups
 from proto import control_pb2
 
 logger = logging.getLogger(__name__)
@@ -15,9 +15,8 @@ logger = logging.getLogger(__name__)
 
 def find_local_groups(request: control_pb2.AssignRequest) -> list[tuple[int, ...]]:
     """The groups all of whose ranks `request` names, each once."""
-    here = {given.global_rank for given in request.ranks}
-    groups = {tuple(group.ranks) for given in request.ranks for group in given.groups}
-    return sorted(ranks for ranks in groups if here.issuperset(ranks) and len(ranks) <= MAX_RANKS)
+    groups = (tuple(group.ranks) for given in request.ranks for group in given.groups)
+    return local_groups(groups, here=[given.global_rank for given in request.ranks])
 
 
 class GroupMemories:
