@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_DOUBLE = ctypes.c_double
 
 
 class Stored(IntEnum):
@@ -62,8 +63,14 @@ class AttentionShape(ctypes.Structure):
     )
 
 
+class GroupShape(ctypes.Structure):
+    """The memory of a group; see parallel/group_memory.py."""
+
+    _fields_ = (("size", _SIZE), ("num_slots", _SIZE), ("outbox_bytes", _SIZE), ("slot_bytes", _SIZE))
+
+
 class NativeLibrary:
-    """A loaded library. Its calls let other Python threads run, check nothing, and keep no pointer."""
+    """A loaded library. Its calls let other Python threads run, check nothing, and keep no pointer but a group's."""
 
     def __init__(self, path: Path, *, num_threads: int = 1) -> None:
         """OSError where the file cannot be loaded. `num_threads` is what its user gives each call."""
@@ -109,6 +116,43 @@ class NativeLibrary:
         self.draw = _bind(
             library, "muster_draw", None, *(_POINTER, _SIZE, _SIZE, _SIZE), *(_POINTER, _POINTER, _POINTER, _INT)
         )
+        self.group = GroupCalls(library)
+
+
+class GroupCalls:
+    """The calls on a group of ranks that share memory. Where they give a number it is 0, or what `wait_end` reads."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        shape, flag = ctypes.POINTER(GroupShape), ctypes.POINTER(ctypes.c_int32)
+        self.num_bytes = _bind(library, "muster_group_bytes", _SIZE, shape)
+        self.join = _bind(library, "muster_group_join", _POINTER, _POINTER, shape, _SIZE, _SIZE, _DOUBLE)
+        self.meet = _bind(library, "muster_group_meet", _SIZE, _POINTER, _DOUBLE)
+        self.leave = _bind(library, "muster_group_leave", None, _POINTER)
+        self.free = _bind(library, "muster_group_free", None, _POINTER)
+        even = (_POINTER, _POINTER, _POINTER, _SIZE)
+        self.all_gather = _bind(library, "muster_all_gather", _SIZE, *even)
+        self.reduce_scatter = _bind(library, "muster_reduce_scatter", _SIZE, *even)
+        self.all_to_all = _bind(library, "muster_all_to_all", _SIZE, *even)
+        uneven = (_POINTER, _POINTER, _POINTER, ctypes.POINTER(_SIZE), ctypes.POINTER(_SIZE))
+        self.all_to_all_uneven = _bind(library, "muster_all_to_all_uneven", _SIZE, *uneven)
+        self.send = _bind(library, "muster_send", _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, flag)
+        self.await_moved = _bind(library, "muster_await_moved", _SIZE, _POINTER, flag, _SIZE)
+        self.receive = _bind(library, "muster_receive", _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE)
+
+
+class WaitEnd(IntEnum):
+    """How a call that waits has ended."""
+
+    DONE = 0
+    LOST = 1  # a rank that it waited for has left the group, or its process has ended
+    SILENT = 2
+    CLOSED = 3  # by this rank
+    UNEQUAL = 4  # a rank's sizes are not this one's
+
+
+def wait_end(result: int) -> tuple[WaitEnd, int]:
+    """What a call that waits returned, and the rank that it is about."""
+    return WaitEnd(result & 0xFF), result >> 8
 
 
 def _bind(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:

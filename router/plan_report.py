@@ -11,6 +11,7 @@ from functools import cached_property
 from parallel.admission import longest_sequence
 from parallel.crossing import Crossing, find_crossings
 from parallel.exchange_memory import exchange_bytes
+from parallel.group_memory import GroupMemoryShape, local_groups
 from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings
@@ -54,7 +55,8 @@ class GroupRow:
 class PoolRow:
     """The totals of one pool. `sequence_tokens` is the longest sequence that one of its replicas admits when empty.
 
-    `exchange_bytes` is what the exchange over cp may hold on one rank besides the pages.
+    `exchange_bytes` is what the exchange over cp may hold on one rank besides the pages, `group_bytes`, on all hosts,
+    the memory of groups whose ranks share it.
     """
 
     pool: str
@@ -67,6 +69,7 @@ class PoolRow:
     weight_bytes: int
     kv_bytes: int
     exchange_bytes: int
+    group_bytes: int
 
     @property
     def context_tokens(self) -> int:
@@ -136,7 +139,7 @@ def plan_report(topology: Topology, *, description: ModelDescription) -> PlanRep
     return PlanReport(
         topology=topology,
         ranks=ranks,
-        pools=tuple(_pool_row(replicas, ranks=ranks, description=description) for replicas in pools),
+        pools=tuple(_pool_row(replicas, ranks=ranks, topology=topology, description=description) for replicas in pools),
         storage=tuple(row for replicas in pools for row in _storage_rows(replicas[0], description=description)),
         traffic=tuple(row for replicas in pools for row in _traffic_rows(replicas[0], description=description)),
         crossings=find_crossings(topology),
@@ -243,7 +246,11 @@ def _group_rows(replicas: tuple[ReplicaPlan, ...]) -> Iterator[GroupRow]:
 
 
 def _pool_row(
-    replicas: tuple[ReplicaPlan, ...], *, ranks: tuple[RankRow, ...], description: ModelDescription
+    replicas: tuple[ReplicaPlan, ...],
+    *,
+    ranks: tuple[RankRow, ...],
+    topology: Topology,
+    description: ModelDescription,
 ) -> PoolRow:
     first = replicas[0]
     attention = first.shape.attention
@@ -264,4 +271,15 @@ def _pool_row(
             settings=first.engine,
             step_tokens=first.engine.step_tokens(first.pool),
         ),
+        group_bytes=sum(_group_bytes(replica, topology=topology) for replica in replicas),
     )
+
+
+def _group_bytes(replica: ReplicaPlan, *, topology: Topology) -> int:
+    """Memory of the replica's groups, where its launchers have the native kernels that it takes."""
+    hosts = [host for host in replica.hosts if topology.host(host).device == "cpu"]
+    if not hosts or replica.engine.kernels == "torch":
+        return 0
+    groups = {group.ranks for axis in replica.shape.axes for group in replica.shape.groups(axis)}
+    shared = (ranks for host in hosts for ranks in local_groups(groups, here=replica.ranks_on(host)))
+    return sum(GroupMemoryShape(size=len(ranks)).num_bytes for ranks in shared)

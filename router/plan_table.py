@@ -135,12 +135,12 @@ def _traffic_table(rows: Sequence[TrafficRow]) -> Table:
 
 def _pool_table(rows: Sequence[PoolRow]) -> Table:
     numbers = ["replicas", "ranks of\neach", "page\nsize", "longest\nsequence"]
-    numbers += ["context of\neach", "context\nin all", "weights", "KV", "exchange\nof a rank"]
+    numbers += ["context of\neach", "context\nin all", "weights", "KV", "shared by\ngroups", "exchange\nof a rank"]
     table = _table("totals", text=["pool", "dtype"], numbers=numbers)
     for row in rows:
         counts = (row.replicas, row.ranks_per_replica, row.page_size, row.sequence_tokens)
         contexts = (row.context_tokens_per_replica, row.context_tokens)
-        sizes = (decimal(row.weight_bytes), decimal(row.kv_bytes), decimal(row.exchange_bytes))
+        sizes = map(decimal, (row.weight_bytes, row.kv_bytes, row.group_bytes, row.exchange_bytes))
         table.add_row(row.pool, row.dtype, *map(str, counts + contexts), *sizes)
     return table
 

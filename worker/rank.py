@@ -133,6 +133,7 @@ class RankProcess:
         self._runtime = RankRuntime(
             assignment,
             global_rank=rank,
+            shared_groups=message.shared_groups,
             store=PrefixStore(self._prefix, self._connect_store(assignment, rank=rank)),
             inbox=self._inbox,
             tell_launcher=partial(self._tell_of, assignment),

@@ -1,7 +1,7 @@
 """One rank under one assignment: built from it, run by the main thread, closed before the next."""
 
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from attention.select import create_backend
 from parallel.checkpoint.fingerprint import fingerprint
 from parallel.checkpoint.location import resolve_model
 from parallel.collectives.communicator import CollectiveClock
-from parallel.collectives.groups import RankGroups, Rendezvous, build_groups
+from parallel.collectives.groups import GroupMemories, RankGroups, Rendezvous, build_groups
 from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
 from parallel.models.registry import describe_checkpoint
+from parallel.process.cores import available_cores
 from parallel.storage_wire import storage_to_wire
 from parallel.wire import check_assignment, settings_from_wire, shape_from_wire
 from proto import control_pb2, step_pb2
@@ -26,7 +27,7 @@ from worker.handoff.receiver import HandoffReceiver
 from worker.handoff.sender import HandoffSender
 from worker.handoff.transport.interface import MemoryRegion
 from worker.handoff.transport.nixl import NixlSource, NixlTarget
-from worker.kernels.choose import choose_library, make_kernels
+from worker.kernels.choose import choose_library, load_library, make_kernels
 from worker.kv_memory import KvMemory, allocate_kv
 from worker.leader_thread import LeaderThread
 from worker.rank_model import build_model
@@ -53,8 +54,12 @@ class RankRuntime:
         inbox: Inbox,
         tell_launcher: Callable[[control_pb2.FromRank], None],
         fail: Callable[[BaseException], None],
+        shared_groups: Sequence[control_pb2.SharedGroup] = (),
     ) -> None:
-        """Blocking, collective over the replica: ValueError where the assignment contradicts itself or the model."""
+        """Blocking, collective over the replica: ValueError where the assignment contradicts itself or the model.
+
+        `shared_groups` are those of its groups that meet in the launcher's memory.
+        """
         given = next(rank for rank in assignment.ranks if rank.global_rank == global_rank)
         self._assignment = assignment
         self._inbox = inbox
@@ -73,7 +78,7 @@ class RankRuntime:
         self._leader: LeaderThread | None = None
         self._star: LeaderStar | MemberStar | None = None
         try:
-            self._groups = self._build_groups(given, store)
+            self._groups = self._build_groups(given, store, shared_groups)
             folder = resolve_model(assignment.model)
             description = describe_checkpoint(folder)
             self._runner = self._build_runner(self._groups, folder, description)
@@ -117,7 +122,9 @@ class RankRuntime:
         assert self._star is not None
         self._star.send(message)
 
-    def _build_groups(self, given: control_pb2.RankAssignment, store: Any) -> RankGroups:
+    def _build_groups(
+        self, given: control_pb2.RankAssignment, store: Any, shared_groups: Sequence[control_pb2.SharedGroup]
+    ) -> RankGroups:
         self._progress("groups", 0.0)
         return build_groups(
             self._shape,
@@ -132,6 +139,16 @@ class RankRuntime:
                 timeout_s=2 * self._settings.step_timeout_s,
             ),
             clock=self._clock,
+            memories=self._group_memories(shared_groups),
+        )
+
+    def _group_memories(self, shared_groups: Sequence[control_pb2.SharedGroup]) -> GroupMemories | None:
+        if not shared_groups:
+            return None
+        return GroupMemories(
+            paths={tuple(group.ranks): group.path for group in shared_groups},
+            library=load_library(),
+            spins=len(self._assignment.ranks) <= available_cores(),
         )
 
     def _build_runner(self, groups: RankGroups, folder: Path, description: ModelDescription) -> ModelRunner:

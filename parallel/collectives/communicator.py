@@ -23,11 +23,6 @@ class Channel(IntEnum):
     KV = 2
 
 
-def max_sends(size: int) -> int:
-    """Sends of a rank that may be under way: more than a pipeline of `size` stages leaves unreceived while it idles."""
-    return 4 * size + 8
-
-
 class Communicator(Protocol):
     """Collectives over the ranks of one group; all ranks call them in the same order with the same shapes."""
 

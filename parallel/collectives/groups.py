@@ -12,9 +12,12 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
+from native.library import NativeLibrary
 from parallel.collectives.communicator import Channel, CollectiveClock, Communicator, LocalCommunicator
 from parallel.collectives.gloo import GlooCommunicator
 from parallel.collectives.nccl import NcclCommunicator
+from parallel.collectives.shared_memory import SharedMemoryCommunicator, WaitLimits
+from parallel.group_memory import GroupMemoryShape
 from parallel.shape import ReplicaShape
 
 #: What travels point to point along an axis.
@@ -52,6 +55,18 @@ class Rendezvous:
     timeout_s: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class GroupMemories:
+    """Of the sets of ranks that share memory, its paths; see SharedMemoryCommunicator.
+
+    `spins` where the ranks that step together have a core each.
+    """
+
+    paths: Mapping[tuple[int, ...], str]
+    library: NativeLibrary
+    spins: bool
+
+
 def build_groups(
     shape: ReplicaShape,
     *,
@@ -59,10 +74,11 @@ def build_groups(
     order: Sequence[tuple[int, ...]],
     rendezvous: Rendezvous,
     clock: CollectiveClock,
+    memories: GroupMemories | None = None,
 ) -> RankGroups:
     """Blocking: builds the sets of ranks in `order`, as all their members do, and names them by axis.
 
-    `clock` adds up the time in blocking collectives.
+    `clock` adds up the time in blocking collectives. Sets of ranks without memory use gloo, or NCCL on GPUs.
     """
     axes_of: dict[tuple[int, ...], list[str]] = {}
     for axis in shape.axes:
@@ -74,6 +90,8 @@ def build_groups(
         if rendezvous.device.type == "cuda":
             channels = [channel for axis in axes for channel in _CHANNELS.get(axis, ())]
             communicator: Communicator = builder.nccl(channels)
+        elif memories is not None and ranks in memories.paths:
+            communicator = builder.shared_memory(clock, memories=memories)
         else:
             communicator = builder.gloo(clock)
         by_axis |= dict.fromkeys(axes, communicator)
@@ -98,6 +116,20 @@ class _Builder:
         group = gloo(self._store, self.index, len(self.ranks), options)
         self._bound(group)
         return GlooCommunicator(group, size=len(self.ranks), index=self.index, clock=clock)
+
+    def shared_memory(self, clock: CollectiveClock, *, memories: GroupMemories) -> SharedMemoryCommunicator:
+        """Returns when all others have joined."""
+        rendezvous = self.rendezvous
+        return SharedMemoryCommunicator(
+            memories.paths[self.ranks],
+            shape=GroupMemoryShape(size=len(self.ranks)),
+            index=self.index,
+            library=memories.library,
+            limits=WaitLimits(
+                build_timeout_s=rendezvous.build_timeout_s, timeout_s=rendezvous.timeout_s, spins=memories.spins
+            ),
+            clock=clock,
+        )
 
     def nccl(self, channels: Sequence[Channel]) -> NcclCommunicator:
         """Collective over its ranks: it is connected when this returns."""

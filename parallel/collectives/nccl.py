@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from parallel.collectives.c10d_calls import begin_collective, finish_collective, run_collective
-from parallel.collectives.communicator import Channel, max_sends
+from parallel.collectives.communicator import Channel
+from parallel.group_memory import max_sends
 
 
 class NcclCommunicator:

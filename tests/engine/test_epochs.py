@@ -2,6 +2,7 @@
 
 import queue
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -107,8 +108,17 @@ def test_a_higher_epoch_rebuilds_a_replica_in_its_living_processes(
         replica.submit(100 + epoch, count=1500)
         assert rank_pids(pid)[: len(processes)] == processes
         processes = rank_pids(pid)
+        # The groups of this epoch, ep of all ranks, and none of an earlier one.
+        assert [num_group_memories(process) for process in processes] == [int(rank < dp > 1) for rank in range(4)][
+            : len(processes)
+        ]
         replica.close()
     assert len(processes) == 4
+
+
+def num_group_memories(pid: int) -> int:
+    """Mapped by that process."""
+    return Path(f"/proc/{pid}/maps").read_text().count("memfd:muster-group")
 
 
 @pytest.mark.timeout(120)

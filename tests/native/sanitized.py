@@ -1,14 +1,20 @@
-"""`LD_PRELOAD=libasan.so python -m tests.native.sanitized LIBRARY`: every verb over arrays of exactly its sizes."""
+"""`LD_PRELOAD=libasan.so python -m tests.native.sanitized LIBRARY`: every verb over arrays of exactly its sizes.
 
+`LD_PRELOAD=libtsan.so python -m tests.native.sanitized LIBRARY group`: only what has threads of its own.
+"""
+
+import ctypes
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
-from native.library import DRAW, ENTRY, AttentionShape, NativeLibrary, Plane, Stored
+from native.library import DRAW, ENTRY, AttentionShape, GroupShape, NativeLibrary, Plane, Stored
+from parallel.group_memory import GroupMemoryShape
 from tests.native.test_experts import CLAMPED, Layer
-from tests.native.test_products import as_stored, numbers
+from tests.native.test_products import Floats, as_stored, numbers
 
 
 def panels(library: NativeLibrary) -> None:
@@ -91,11 +97,81 @@ def draws(library: NativeLibrary) -> None:
             assert is_finite.tolist() == [at != 5 for at in range(rows)]
 
 
+class GroupRank:
+    """A rank of a group as a thread: all see one memory, and what one gives another is a whole array."""
+
+    def __init__(self, library: NativeLibrary, *, memory: int, shape: GroupMemoryShape, index: int) -> None:
+        sizes = GroupShape(shape.size, shape.num_slots, shape.outbox_bytes, shape.slot_bytes)
+        self._calls, self._size, self._index = library.group, shape.size, index
+        self._group = library.group.join(memory, ctypes.byref(sizes), index, 30 * (index % 2), 60.0)
+        self._sent: list[tuple[Floats, ctypes.c_int32]] = []
+        assert self._calls.meet(self._group, 60.0) == 0
+
+    def run(self, length: int) -> None:
+        """Every verb once, in an order that all share; numbers are the sender's index, and a message's its place."""
+        size, index = self._size, self._index
+        everyone = np.repeat(np.arange(size, dtype=np.float32), length).reshape(size, length)
+        mine, out = np.full((size, length), index, dtype=np.float32), np.empty((size, length), dtype=np.float32)
+        for channel in range(3):
+            for place in range(3):
+                self._send(np.full(length, place, dtype=np.float32), to=(index + 1) % size, channel=channel)
+        assert self._calls.all_gather(self._group, mine.ctypes.data, out.ctypes.data, 4 * length) == 0
+        assert (out == everyone).all()
+        assert self._calls.all_to_all(self._group, mine.ctypes.data, out.ctypes.data, 4 * length) == 0
+        assert (out == everyone).all()
+        total = np.empty(length, dtype=np.float32)
+        assert self._calls.reduce_scatter(self._group, mine.ctypes.data, total.ctypes.data, length) == 0
+        assert (total == size * (size - 1) / 2).all()
+        # Rank r gives r times as many numbers to each.
+        given, taken = (ctypes.c_int64 * size)(), (ctypes.c_int64 * size)()
+        given[:], taken[:] = [4 * length * index] * size, [4 * length * rank for rank in range(size)]
+        gifts = np.full(size * length * index, index, dtype=np.float32)
+        found = np.empty(length * size * (size - 1) // 2, dtype=np.float32)
+        assert self._calls.all_to_all_uneven(self._group, gifts.ctypes.data, found.ctypes.data, given, taken) == 0
+        assert (found == np.repeat(np.arange(size), [length * rank for rank in range(size)])).all()
+        for channel in range(3):
+            for place in range(3):
+                self._receive(length, source=(index - 1) % size, channel=channel, wanted=place)
+
+    def leave(self) -> None:
+        """When all have everything."""
+        for _, is_moved in self._sent:
+            assert self._calls.await_moved(self._group, is_moved, (self._index + 1) % self._size) == 0
+        assert self._calls.all_to_all(self._group, 0, 0, 0) == 0
+        self._calls.leave(self._group)
+        self._calls.free(self._group)
+
+    def _send(self, x: Floats, *, to: int, channel: int) -> None:
+        is_moved = ctypes.c_int32()
+        self._sent.append((x, is_moved))
+        assert self._calls.send(self._group, x.ctypes.data, x.nbytes, to, channel, is_moved) == 0
+
+    def _receive(self, length: int, *, source: int, channel: int, wanted: int) -> None:
+        out = np.empty(length, dtype=np.float32)
+        assert self._calls.receive(self._group, out.ctypes.data, out.nbytes, source, channel) == 0
+        assert (out == wanted).all()
+
+
+def group(library: NativeLibrary) -> None:
+    """Pieces and tails of pieces, and more under way than there are slots; ranks are threads, and so is what moves."""
+    for size in (2, 3):
+        shape = GroupMemoryShape(size=size, outbox_bytes=1024, slot_bytes=256)
+        memory = np.zeros(shape.num_bytes + 4096, dtype=np.uint8)
+        first = -(-memory.ctypes.data // 4096) * 4096
+
+        def work(index: int, shape: GroupMemoryShape = shape, first: int = first) -> None:
+            rank = GroupRank(library, memory=first, shape=shape, index=index)
+            for length in (1, 3, 64, 65, 257, 3000):
+                rank.run(length)
+            rank.leave()
+
+        with ThreadPoolExecutor(size) as threads:
+            list(threads.map(work, range(size)))
+
+
 if __name__ == "__main__":
     loaded = NativeLibrary(Path(sys.argv[1]))
-    panels(loaded)
-    experts(loaded)
-    attention(loaded)
-    rows(loaded)
-    draws(loaded)
+    every = [panels, experts, attention, rows, draws, group]
+    for verbs in [group] if sys.argv[2:] == ["group"] else every:
+        verbs(loaded)
     print("done")

@@ -1,8 +1,6 @@
-"""Products in C++ against numpy's, in each build that this processor can run, and under sanitizers."""
+"""Products in C++ against numpy's, in each build that this processor can run."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -188,26 +186,3 @@ def test_what_is_no_number_stays_none_behind_an_activation_with_a_limit(library:
             *(y.ctypes.data, 1, 1),
         )
         assert not np.isfinite(y).any()
-
-
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("march", [NATIVE, AVX2])
-def test_no_byte_is_touched_that_is_not_the_call_s_own(march: str, tmp_path: Path) -> None:
-    """The same products in a build with sanitizers, over memory that begins and ends where it must."""
-    build = Build(
-        march=march,
-        extra=("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1"),
-        folders=(tmp_path,),
-    )
-    runtime = subprocess.run(
-        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.native.sanitized", str(build.make())],
-        env={"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-2000:]

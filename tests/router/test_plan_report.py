@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from parallel.group_memory import GroupMemoryShape
 from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings
@@ -54,6 +55,27 @@ def test_a_rank_that_holds_an_expert_twice_loads_it_once() -> None:
     report = plan_report(topology(shape), description=MOE)
     assert [row.weight_bytes for row in report.ranks] == [weight_bytes(MOE, shape, rank=rank) for rank in range(8)]
     assert report.ranks[0].weight_bytes < report.ranks[2].weight_bytes
+
+
+def test_memory_is_counted_for_groups_that_a_host_holds_whole_once_for_each_set_of_ranks() -> None:
+    shape = ReplicaShape(pp=2, attention=AttentionSizes(dp=2, tp=2), experts=ExpertSizes(moe_dp=1, ep=4))
+
+    def group_bytes(*devices: int, kind: str = "cpu", kernels: str = "auto") -> int:
+        hosts = [
+            HostSpec(name=f"h{index}", address="local", device=kind, devices=tuple(range(count)))
+            for index, count in enumerate(devices)
+        ]
+        engine = EngineSettings(page_size=16, kv_tokens=160, kernels=kernels)
+        pool = PoolSpec(
+            name="unified", replicas=2, shape=shape, engine=engine, hosts=tuple(host.name for host in hosts)
+        )
+        return plan_report(plan_topology(model="m", hosts=hosts, pools=[pool]), description=MOE).pools[0].group_bytes
+
+    of_two, of_four = (GroupMemoryShape(size=size).num_bytes for size in (2, 4))
+    stage = 4 * of_two + of_four  # two pairs each of dp and of tp; ep and the block are one set
+    assert group_bytes(16) == 2 * (2 * stage + 4 * of_two)  # and four pairs of pp
+    assert group_bytes(4, 4, 4, 4) == 4 * stage
+    assert group_bytes(16, kind="cuda") == group_bytes(16, kernels="torch") == 0
 
 
 def test_what_the_exchange_holds_is_told_apart_and_bounded_by_its_key() -> None:

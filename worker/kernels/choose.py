@@ -33,6 +33,14 @@ def choose_library(asked: str, *, device: torch.device, dtype: str) -> NativeLib
     return library
 
 
+def load_library() -> NativeLibrary:
+    """The library that this machine's launcher has built; ValueError where it cannot be had after all."""
+    library, reason = _load()
+    if library is None:
+        raise ValueError(f"the groups of this replica share memory, but native kernels cannot be had: {reason}")
+    return library
+
+
 def make_kernels(library: NativeLibrary | None) -> Kernels:
     """Native kernels where there is a library, else torch's."""
     return TorchKernels() if library is None else NativeKernels(library)

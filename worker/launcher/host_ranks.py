@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from proto import control_pb2
+from worker.launcher.group_memories import GroupMemories
 from worker.launcher.rank_handle import RankCallbacks, RankHandle, StartRank
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class _Replica:
     """The part of a replica that this host holds."""
 
     epoch: int
+    memories: GroupMemories
     assign_events: asyncio.Queue[control_pb2.AssignEvent | AssignmentError] = field(default_factory=asyncio.Queue)
     from_leader: asyncio.Queue[control_pb2.FromReplica] = field(default_factory=asyncio.Queue)
     is_attached: bool = False
@@ -69,10 +71,13 @@ class HostRanks:
                 f"epoch {request.epoch} of {request.replica} is stale: this host has epoch {known.epoch}",
                 status="FAILED_PRECONDITION",
             )
-        replica = self._replicas[request.replica] = _Replica(epoch=request.epoch)
+        replica = _Replica(epoch=request.epoch, memories=GroupMemories(request))
+        self._replicas[request.replica] = replica
         self._unassign_others(request)
         for given in request.ranks:
-            self._assign_rank(request, given)
+            self._assign_rank(request, given, shared_groups=replica.memories.of_rank(given.global_rank))
+        if known is not None:
+            known.memories.close()  # after the ranks were told: one that still looks for it learns why it is gone
         ready = 0
         while ready < len(request.ranks):
             event = await replica.assign_events.get()
@@ -117,13 +122,21 @@ class HostRanks:
         with contextlib.suppress(asyncio.CancelledError):
             await self._pinger
         await asyncio.gather(*(rank.handle.stop() for rank in list(self._by_device.values())))
+        for replica in self._replicas.values():
+            replica.memories.close()
 
-    def _assign_rank(self, request: control_pb2.AssignRequest, given: control_pb2.RankAssignment) -> None:
+    def _assign_rank(
+        self,
+        request: control_pb2.AssignRequest,
+        given: control_pb2.RankAssignment,
+        *,
+        shared_groups: list[control_pb2.SharedGroup],
+    ) -> None:
         rank = self._by_device.get(given.device)
         if rank is None:
             rank = self._by_device[given.device] = self._start(given.device)
         rank.replica, rank.epoch, rank.global_rank = request.replica, request.epoch, given.global_rank
-        assign = control_pb2.AssignRank(assignment=request, global_rank=given.global_rank)
+        assign = control_pb2.AssignRank(assignment=request, global_rank=given.global_rank, shared_groups=shared_groups)
         rank.handle.send(control_pb2.ToRank(assign=assign))
 
     def _unassign_others(self, request: control_pb2.AssignRequest) -> None:
@@ -179,6 +192,8 @@ class HostRanks:
         if replica is not None:
             error = AssignmentError(f"rank {rank.global_rank}: {failure.reason}", status=failure.status)
             replica.assign_events.put_nowait(error)
+            if not any(other.replica == rank.replica for other in self._by_device.values()):
+                replica.memories.close()
 
     async def _ping(self) -> None:
         """Pings every rank; one that stays silent for too long is ended, which reports it."""
