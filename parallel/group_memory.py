@@ -4,7 +4,7 @@ What lies where in it is in `native/src/group_memory.h`.
 """
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 _LINE = 128
@@ -56,10 +56,14 @@ def max_sends(size: int) -> int:
     return 4 * size + 8
 
 
-def local_groups(groups: Iterable[tuple[int, ...]], *, here: Collection[int]) -> list[tuple[int, ...]]:
-    """The sets of ranks among `groups` that share memory where one launcher holds the ranks `here`, each once."""
-    ranks_here = frozenset(here)
-    return sorted({ranks for ranks in groups if 1 < len(ranks) <= MAX_RANKS and ranks_here.issuperset(ranks)})
+def local_groups(groups: Iterable[tuple[int, ...]], *, hosts: Mapping[int, str]) -> list[tuple[int, ...]]:
+    """The sets of ranks among `groups` that share memory, each once: those whose ranks all have one host in `hosts`."""
+    return sorted({ranks for ranks in groups if 1 < len(ranks) <= MAX_RANKS and _has_one_host(ranks, hosts)})
+
+
+def _has_one_host(ranks: tuple[int, ...], hosts: Mapping[int, str]) -> bool:
+    host = hosts.get(ranks[0])
+    return host is not None and all(hosts.get(rank) == host for rank in ranks)
 
 
 def allocate_group_memory(shape: GroupMemoryShape) -> int:

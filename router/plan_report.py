@@ -4,6 +4,7 @@
 the model's description.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -277,9 +278,10 @@ def _pool_row(
 
 def _group_bytes(replica: ReplicaPlan, *, topology: Topology) -> int:
     """Memory of the replica's groups, where its launchers have the native kernels that it takes."""
-    hosts = [host for host in replica.hosts if topology.host(host).device == "cpu"]
-    if not hosts or replica.engine.kernels == "torch":
+    cpus = {host for host in replica.hosts if topology.host(host).device == "cpu"}
+    if not cpus or replica.engine.kernels == "torch":
         return 0
-    groups = {group.ranks for axis in replica.shape.axes for group in replica.shape.groups(axis)}
-    shared = (ranks for host in hosts for ranks in local_groups(groups, here=replica.ranks_on(host)))
-    return sum(GroupMemoryShape(size=len(ranks)).num_bytes for ranks in shared)
+    groups = (group.ranks for axis in replica.shape.axes for group in replica.shape.groups(axis))
+    hosts = {rank: place.host for rank, place in enumerate(replica.placements) if place.host in cpus}
+    sizes = Counter(len(ranks) for ranks in local_groups(groups, hosts=hosts))
+    return sum(count * GroupMemoryShape(size=size).num_bytes for size, count in sizes.items())

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 def find_local_groups(request: control_pb2.AssignRequest) -> list[tuple[int, ...]]:
     """The groups all of whose ranks `request` names, each once."""
     groups = (tuple(group.ranks) for given in request.ranks for group in given.groups)
-    return local_groups(groups, here=[given.global_rank for given in request.ranks])
+    return local_groups(groups, hosts={given.global_rank: "here" for given in request.ranks})
 
 
 class GroupMemories:
