@@ -139,8 +139,8 @@ MUTANTS = (
     Mutant(
         name="a page border",
         path="native/src/attention.cpp",
-        before="page = pages[position / shape.page_size],",
-        after="page = pages[(position + 1) / shape.page_size],",
+        before="std::min(shape.page_size - offset, block.count - at)",
+        after="std::min(shape.page_size - offset + 1, block.count - at)",
         pair="llama unified=1 kernels=native",
     ),
     Mutant(
