@@ -146,9 +146,9 @@ MUTANTS = (
     Mutant(
         name="the last partial vector of a product",
         path="native/src/products.cpp",
-        before="store_part(y + row * y_stride + output, left, count);",
-        after="store_part(y + row * y_stride + output, left, count / kLanes * kLanes);",
-        pair="llama unified=1 kernels=native",
+        before="store_part(y + row * y_stride + output + kLanes, right, count - kLanes);",
+        after="store_part(y + row * y_stride + output + kLanes, right, (count - kLanes) / kLanes * kLanes);",
+        pair="mixtral unified=1 kernels=native",
     ),
     Mutant(
         name="an expert's visit",
