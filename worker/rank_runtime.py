@@ -9,6 +9,7 @@ from typing import Any
 from torch._C._distributed_c10d import PrefixStore
 
 from attention.select import create_backend
+from native.library import NativeLibrary
 from parallel.checkpoint.fingerprint import fingerprint
 from parallel.checkpoint.location import resolve_model
 from parallel.collectives.communicator import CollectiveClock
@@ -78,10 +79,12 @@ class RankRuntime:
         self._leader: LeaderThread | None = None
         self._star: LeaderStar | MemberStar | None = None
         try:
-            self._groups = self._build_groups(given, store, shared_groups)
+            memories = self._group_memories(shared_groups)
+            self._groups = self._build_groups(given, store, memories)
             folder = resolve_model(assignment.model)
             description = describe_checkpoint(folder)
-            self._runner = self._build_runner(self._groups, folder, description)
+            loaded = None if memories is None else memories.library
+            self._runner = self._build_runner(self._groups, folder, description, loaded=loaded)
             self._star = self._join_star(store, folder=folder, description=description)
         except BaseException:  # raised on: what is half built must not outlive this either
             self.close()
@@ -123,7 +126,7 @@ class RankRuntime:
         self._star.send(message)
 
     def _build_groups(
-        self, given: control_pb2.RankAssignment, store: Any, shared_groups: Sequence[control_pb2.SharedGroup]
+        self, given: control_pb2.RankAssignment, store: Any, memories: GroupMemories | None
     ) -> RankGroups:
         self._progress("groups", 0.0)
         return build_groups(
@@ -139,7 +142,7 @@ class RankRuntime:
                 timeout_s=2 * self._settings.step_timeout_s,
             ),
             clock=self._clock,
-            memories=self._group_memories(shared_groups),
+            memories=memories,
         )
 
     def _group_memories(self, shared_groups: Sequence[control_pb2.SharedGroup]) -> GroupMemories | None:
@@ -151,11 +154,13 @@ class RankRuntime:
             spins=len(self._assignment.ranks) <= available_cores(),
         )
 
-    def _build_runner(self, groups: RankGroups, folder: Path, description: ModelDescription) -> ModelRunner:
+    def _build_runner(
+        self, groups: RankGroups, folder: Path, description: ModelDescription, *, loaded: NativeLibrary | None
+    ) -> ModelRunner:
         settings = self._settings
         share = ModelShare(description=description, shape=self._shape, coordinates=self._coordinates)
         kernel = settings.attention_kernel
-        library = choose_library(settings.kernels, device=self._device, dtype=settings.dtype)
+        library = choose_library(settings.kernels, device=self._device, dtype=settings.dtype, loaded=loaded)
         memory = allocate_kv(share.storage(settings), device=self._device)
         model = build_model(
             folder,

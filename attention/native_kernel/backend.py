@@ -7,7 +7,6 @@ fast: a prompt's chunk.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from attention.broken_rows import mark_broken
@@ -17,8 +16,8 @@ from attention.native_kernel.page_rows import PageRows, plan_page_rows
 from attention.rows import check_rows
 from attention.torch_kernel.backend import TorchAttentionBackend
 from attention.torch_kernel.block_rows import BlockRows, plan_block_rows
+from attention.torch_kernel.row_parts import part_rows
 from attention.torch_kernel.scratch import Scratch
-from attention.torch_kernel.short_rows import MAX_SHORT_ROWS
 from native.library import NativeLibrary
 
 
@@ -77,24 +76,17 @@ class NativeAttentionBackend:
     def plan(self, tables: PageTables, rows: AttentionRows) -> NativeAttentionPlan:
         """See `AttentionBackend.plan`. Raises ValueError where an entry contradicts itself."""
         check_rows(rows, tables=tables, page_size=self.spec.page_size)
-        sees = (rows.num_rows > 0) & (rows.kv_len > 0)
-        is_short = sees & (rows.num_rows <= MAX_SHORT_ROWS)
-        is_long = sees & ~is_short
-        starts, short = rows.starts, None
-        if is_short.any():
+        parts, short = part_rows(rows), None
+        if len(parts.short):
             short = plan_page_rows(
-                tables,
-                rows.take(is_short),
-                starts=starts[is_short],
-                spec=self.spec,
-                library=self._library,
+                tables, parts.short, starts=parts.short_starts, spec=self.spec, library=self._library
             )
         return NativeAttentionPlan(
             num_rows=rows.total_rows,
             value_width=self.spec.value.width,
-            every_row_sees=bool(np.all(sees | (rows.num_rows == 0))),
+            every_row_sees=parts.every_row_sees,
             short_rows=short,
-            blocks=plan_block_rows(tables, rows.take(is_long), starts=starts[is_long].tolist(), spec=self.spec),
+            blocks=plan_block_rows(tables, parts.long, starts=parts.long_starts.tolist(), spec=self.spec),
             scratch=self._scratch,
         )
 

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from attention.broken_rows import mark_broken
@@ -18,8 +17,9 @@ from attention.merging import merge_partials
 from attention.rows import check_rows
 from attention.torch_kernel.block_rows import BlockRows, plan_block_rows
 from attention.torch_kernel.listed_rows import ListedRows, plan_listed_rows
+from attention.torch_kernel.row_parts import part_rows
 from attention.torch_kernel.scratch import Scratch
-from attention.torch_kernel.short_rows import MAX_SHORT_ROWS, ShortRows, plan_short_rows
+from attention.torch_kernel.short_rows import ShortRows, plan_short_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,23 +82,18 @@ class TorchAttentionBackend:
         check_rows(rows, tables=tables, page_size=self._spec.page_size)
         if self._spec.listed:
             return self._plan(rows, listed=plan_listed_rows(tables, rows, spec=self._spec))
-        sees = (rows.num_rows > 0) & (rows.kv_len > 0)
-        is_short = sees & (rows.num_rows <= MAX_SHORT_ROWS)
-        is_long = sees & ~is_short
-        starts = rows.starts
-        short = None
-        if is_short.any():
+        parts, short = part_rows(rows), None
+        if len(parts.short):
             short = plan_short_rows(
                 tables,
-                rows.take(is_short),
-                starts=starts[is_short],
+                parts.short,
+                starts=parts.short_starts,
                 total_rows=rows.total_rows,
                 spec=self._spec,
                 scratch=self._scratch,
             )
-        blocks = plan_block_rows(tables, rows.take(is_long), starts=starts[is_long].tolist(), spec=self._spec)
-        every_row_sees = bool(np.all(sees | (rows.num_rows == 0)))
-        return self._plan(rows, every_row_sees=every_row_sees, short_rows=short, blocks=blocks)
+        blocks = plan_block_rows(tables, parts.long, starts=parts.long_starts.tolist(), spec=self._spec)
+        return self._plan(rows, every_row_sees=parts.every_row_sees, short_rows=short, blocks=blocks)
 
     def _plan(
         self,

@@ -22,7 +22,6 @@ from attention.torch_kernel.scratch import Scratch
 from parallel.arrays import Bools, Ints
 from parallel.storage import PlaneView
 
-MAX_SHORT_ROWS = 8
 BATCH_BYTES = 3 << 20
 """Gathered K of one batch: 1.5 to 3 MiB were fastest at every batch and context, at all sizes tried from 0.4 to 25."""
 PADDING_BYTES = 256 << 10

@@ -7,7 +7,7 @@ import torch
 
 from attention.torch_kernel import block_rows
 from attention.torch_kernel.backend import TorchAttentionBackend
-from attention.torch_kernel.short_rows import MAX_SHORT_ROWS
+from attention.torch_kernel.row_parts import MAX_SHORT_ROWS
 from tests.attention.reference import Case, make_case, make_spec, reference
 
 

@@ -13,16 +13,19 @@ from worker.kernels.torch_kernels import TorchKernels
 logger = logging.getLogger(__name__)
 
 
-def choose_library(asked: str, *, device: torch.device, dtype: str) -> NativeLibrary | None:
+def choose_library(
+    asked: str, *, device: torch.device, dtype: str, loaded: NativeLibrary | None = None
+) -> NativeLibrary | None:
     """The library of native kernels where `asked` (auto, torch, native) means them on `device`, for numbers of `dtype`.
 
-    Builds nothing: that is the launcher's part. ValueError where native ones are asked for and cannot be had.
+    Builds nothing: that is the launcher's part. One that is `loaded` already is not looked for again. ValueError where
+    native ones are asked for and cannot be had.
     """
     if asked == "torch":
         return None
     reason = _why_not(device=device, dtype=dtype)
-    library = None
-    if reason is None:
+    library = loaded if reason is None else None
+    if reason is None and library is None:
         library, reason = _load()
     if library is not None:
         logger.info("kernels: native, vectors of %d floats, threads=%d", library.lanes(), library.num_threads)

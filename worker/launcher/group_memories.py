@@ -9,6 +9,7 @@ import os
 from native.build import Build
 from parallel.group_memory import GroupMemoryShape, allocate_group_memory, local_groups
 from proto import control_pb2
+from worker.launcher.native_build import may_load_native
 
 logger = logging.getLogger(__name__)
 
@@ -50,4 +51,4 @@ class GroupMemories:
 
 def _can_share(request: control_pb2.AssignRequest) -> bool:
     """On a GPU nothing is shared through the host's memory, and without the library nobody could."""
-    return request.device_kind == "cpu" and request.engine.kernels != "torch" and Build().find() is not None
+    return may_load_native(request) and Build().find() is not None

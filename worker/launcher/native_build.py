@@ -9,12 +9,17 @@ from proto import control_pb2
 logger = logging.getLogger(__name__)
 
 
+def may_load_native(request: control_pb2.AssignRequest) -> bool:
+    """Whether the ranks of `request` load native kernels where they are built."""
+    return request.device_kind == "cpu" and request.engine.kernels != "torch"
+
+
 async def build_native(request: control_pb2.AssignRequest) -> None:
     """Builds what the ranks of `request` may load, where it is not there; a failure is a warning, for ranks do without.
 
     A few seconds once a machine.
     """
-    if request.device_kind != "cpu" or request.engine.kernels == "torch":
+    if not may_load_native(request):
         return
     try:
         await asyncio.to_thread(Build().make)

@@ -101,7 +101,8 @@ def describe_exit(pid: int, code: int) -> str:
 
 
 #: How many products oneDNN keeps compiled, half a megabyte each: its own cache, and torch's in front of it. By default
-#: each keeps 1024. A rank has about seven kinds of weight, and few numbers of rows (`worker/linear.py`) at a time.
+#: each keeps 1024. A rank has about seven kinds of weight, and at a time few numbers of rows
+#: (`worker/kernels/torch_kernels.py`).
 _COMPILED_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
 
 #: What a step frees, the next one takes again: glibc would give it back to the system in between, and up to 270,000
