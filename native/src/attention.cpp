@@ -15,7 +15,7 @@
 #include <limits>
 #include <vector>
 
-#include "activation.h"
+#include "exponential.h"
 #include "sums.h"
 #include "threads.h"
 #include "vectors.h"

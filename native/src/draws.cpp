@@ -18,7 +18,7 @@
 #include <limits>
 #include <vector>
 
-#include "activation.h"
+#include "exponential.h"
 #include "noise.h"
 #include "sums.h"
 #include "threads.h"

@@ -1,4 +1,4 @@
-"""The engine gives transformers' logits through either kernel: torch, and FlashInfer over a double of its functions."""
+"""The engine gives transformers' logits through every kernel: torch, native, FlashInfer over a double of its calls."""
 
 from contextlib import closing
 from dataclasses import replace
@@ -54,28 +54,20 @@ SHAPES = {
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", ["torch", "flashinfer", "native"])
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
-def test_the_step_path_gives_transformers_logits_with_native_kernels(
-    family: str, name: str, library: NativeLibrary, request: pytest.FixtureRequest
+def test_the_step_path_gives_transformers_logits_through_all_kernels(
+    family: str, name: str, kind: str, library: NativeLibrary, request: pytest.FixtureRequest
 ) -> None:
     oracle: Oracle = request.getfixturevalue(family)
     chosen = SHAPES[name] if family == "mixtral" else replace(SHAPES[name], experts=None)
-    kernels, backend = NativeKernels(library), partial(NativeAttentionBackend, library=library)
-    replica = LocalReplica(oracle.folder, shape=chosen, settings=SETTINGS, make_backend=backend, kernels=kernels)
-    with closing(replica):
-        assert_replica_agrees(replica, oracle, prompts(), n=NUM_TOKENS)
-
-
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("backend", [torch_backend, flashinfer_backend])
-@pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("family", ["llama", "mixtral"])
-def test_the_step_path_gives_transformers_logits_through_both_kernels(
-    family: str, name: str, backend: MakeBackend, request: pytest.FixtureRequest
-) -> None:
-    oracle: Oracle = request.getfixturevalue(family)
-    chosen = SHAPES[name] if family == "mixtral" else replace(SHAPES[name], experts=None)
-    replica = LocalReplica(oracle.folder, shape=chosen, settings=SETTINGS, make_backend=backend)
+    backends: dict[str, MakeBackend] = {
+        "torch": torch_backend,
+        "flashinfer": flashinfer_backend,
+        "native": partial(NativeAttentionBackend, library=library),
+    }
+    kernels = NativeKernels(library) if kind == "native" else None
+    replica = LocalReplica(oracle.folder, shape=chosen, settings=SETTINGS, make_backend=backends[kind], kernels=kernels)
     with closing(replica):
         assert_replica_agrees(replica, oracle, prompts(), n=NUM_TOKENS)
