@@ -8,6 +8,8 @@ In a unified pool, or for a single token, the first step is all. A reservation i
 that it writes nothing any more.
 """
 
+import asyncio
+import contextlib
 import logging
 import secrets
 from collections import defaultdict
@@ -29,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 _PROBE_SAMPLING = control_pb2.Sampling(temperature=0, top_p=1)
 _RETRY_S = 1.0
+#: How long a hand-off that failed may wait for a cause: a writer sees its target's end before the router is told.
+_CAUSE_GRACE_S = 1.0
 #: Source and target, each a replica in an epoch.
 _Pair = tuple[tuple[str, int], tuple[str, int]]
 
@@ -44,6 +48,7 @@ class Dispatcher:
         self._quarantined: dict[_Pair, list[int]] = defaultdict(list)  # requests
         self._num_waiting = 0
         self._closed: Exception | None = None
+        self._is_closed = asyncio.Event()
         self._is_open = False
 
     def set_replicas(self, replicas: Sequence[Replica]) -> None:
@@ -101,11 +106,20 @@ class Dispatcher:
     def fail_all(self, error: Exception) -> None:
         """Ends every generation with `error`, and refuses new ones with it."""
         self._closed = error
+        self._is_closed.set()
         for generation in self._generations.values():
             generation.fail(error)
         self._generations.clear()
         self._held_tokens.clear()
         self._num_waiting = 0
+
+    async def cause(self, error: Exception) -> Exception:
+        """What a client should be told of `error`: the cluster's end, where a failed hand-off was its first sign."""
+        if isinstance(error, HandoffFailedError):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._is_closed.wait(), _CAUSE_GRACE_S)
+            return self._closed or error
+        return error
 
     def fail_on(self, replica: Replica, error: Exception) -> None:
         """`replica` is gone in its epoch with all that it held: what was there fails, and ends where else it is."""
@@ -226,8 +240,12 @@ class Dispatcher:
 
     def _on_failed(self, generation: Generation, replica: Replica, failed: control_pb2.Failed) -> None:
         """Its client hears at once; what replicas hold of it comes back with `Ended`."""
-        kind = HandoffFailedError if failed.kind == control_pb2.FAILURE_KIND_HANDOFF else ModelFailedError
-        generation.fail(kind(f"{replica.name}: {failed.message}"))
+        message = f"{replica.name}: {failed.message}"
+        if failed.kind == control_pb2.FAILURE_KIND_HANDOFF:
+            target = generation.decode.name if generation.decode else "no replica"
+            generation.fail(HandoffFailedError(f"{message} (handing its KV to {target})"))
+        else:
+            generation.fail(ModelFailedError(message))
         generation.is_aborted = True  # there is nothing left to abort
 
     def _quarantine(self, generation: Generation, *, source: Replica, target: Replica) -> None:

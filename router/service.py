@@ -59,7 +59,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                         response.request_id = call.request_id
                         yield response
         except Exception as error:  # the edge of the request: one function gives every error its code
-            await _abort(context, error)
+            await _abort(context, await self._dispatcher.cause(error))
 
     async def Abort(self, request: inference_pb2.AbortRequest, context: Any) -> inference_pb2.AbortResponse:
         """Ends the generation of that id, where one is running."""

@@ -1,5 +1,6 @@
 """The dispatcher over real leaders, with a network between them that delivers when the test says so."""
 
+import asyncio
 import contextlib
 import random
 from collections import deque
@@ -15,7 +16,7 @@ from parallel.shape import AttentionSizes, ReplicaShape
 from parallel.topology import Placement, ReplicaPlan
 from proto import control_pb2, step_pb2
 from router.dispatcher import Dispatcher
-from router.errors import ClusterError, OverloadedError
+from router.errors import ClusterError, HandoffFailedError, OverloadedError
 from router.generation import FailedEvent, FinishedEvent, Generation, GenerationRequest, TokensEvent
 from tests.harness.cache_groups import FULL
 from worker.engine.leader import Leader
@@ -317,7 +318,7 @@ def test_target_pages_of_a_write_that_may_still_land_are_used_again_when_the_wri
     run_until_quiet(service.replicas, service.dispatcher)
     client = Client(generation)
     client.read()
-    assert client.end == "failed: prefill/0: rank 0: it broke off"
+    assert client.end == "failed: prefill/0: rank 0: it broke off (handing its KV to decode/0)"
     assert service.dispatcher.num_held == 1, "prefill's own pages may still be read"
     prefill.leader.handle_writes(step_pb2.WritesDone(request_id=generation.request_id, may_land=may_land))
     prefill._collect()
@@ -352,3 +353,28 @@ def test_nothing_is_kept_out_of_use_at_a_decode_replica_that_is_gone() -> None:
     client.read()
     assert client.end == "failed: it is gone"
     assert service.dispatcher.num_held == 0 and prefill.leader.is_idle
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (HandoffFailedError("its target disconnected"), "rank 0 of decode/0 was killed"),
+        (OverloadedError("too many wait", retry_s=1), "too many wait"),
+    ],
+)
+def test_a_hand_off_that_failed_because_its_target_died_is_told_as_the_death_of_its_target(
+    error: Exception, told: str
+) -> None:
+    async def ends() -> Exception:
+        dispatcher = Dispatcher(max_waiting=1)
+        cause = asyncio.ensure_future(dispatcher.cause(error))
+        await asyncio.sleep(0.05)  # the writer sees the end of a connection before the router hears of a death
+        dispatcher.fail_all(ClusterError("rank 0 of decode/0 was killed"))
+        return await cause
+
+    assert str(asyncio.run(ends())) == told
+
+
+def test_a_hand_off_that_failed_alone_is_told_as_itself() -> None:
+    error = HandoffFailedError("it broke off")
+    assert asyncio.run(Dispatcher(max_waiting=1).cause(error)) is error
