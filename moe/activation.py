@@ -1,14 +1,10 @@
 """What an expert does with the products of its gate and up projections."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 
+from moe.linear import RowOperation
 from parallel.models.gates import Activation
-
-#: A product with a fixed weight: [N, in] to [N, out].
-Linear = Callable[[torch.Tensor], torch.Tensor]
 
 
 def activate(gate_NI: torch.Tensor, up_NI: torch.Tensor, activation: Activation) -> torch.Tensor:
@@ -24,7 +20,7 @@ def activate(gate_NI: torch.Tensor, up_NI: torch.Tensor, activation: Activation)
 class Gated:
     """A product with gate and up stacked in one weight, and the activation behind it: [N, in] to [N, I]."""
 
-    def __init__(self, gate_up: Linear, activation: Activation) -> None:
+    def __init__(self, gate_up: RowOperation, activation: Activation) -> None:
         self._gate_up = gate_up
         self._activation = activation
 

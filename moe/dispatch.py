@@ -1,54 +1,40 @@
-"""The contract of a dispatcher: it takes a rank's rows to the slots they chose, inside one block of ep x moe_tp ranks,
-and brings the sums back.
+"""The contract of a dispatcher: it takes a rank's rows to the experts of the slots they chose, inside one block of
+ep x moe_tp ranks, and brings the sums back.
 
 Shapes: T rows of this rank, R rows a rank after padding (the same on all ranks of the block, known from the step),
 B ranks of the block, H hidden size, k slots a row.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-
-@dataclass(frozen=True, kw_only=True)
-class DispatchedRows:
-    """Rows for this rank's experts: x [N, H], slots [N, k] (int64, NO_SLOT on padding), weights [N, k] float32."""
-
-    x: torch.Tensor
-    slots: torch.Tensor
-    weights: torch.Tensor
-
-
-#: The slot of a row that only pads.
-NO_SLOT = -1
+from moe.experts import Experts
+from moe.routed_rows import RoutedRows
 
 
 class Dispatcher(Protocol):
-    """Collective over a block: every rank calls dispatch, then combine, once a layer, with the same padded size."""
+    """Collective over a block: every rank calls it once a layer, with the same padded size."""
 
-    def dispatch(
-        self, x_TH: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor, *, padded_rows: int
-    ) -> DispatchedRows:
-        """Collective: the rows that may need this rank's experts."""
+    def padded(self, num_rows: int, *, padded_rows: int) -> int:
+        """How many rows `run` takes of a rank that has `num_rows`, where the ranks pad to `padded_rows`."""
         ...
 
-    def combine(self, partial_NH: torch.Tensor, *, num_rows: int) -> torch.Tensor:
-        """Collective: the sums [num_rows, H] of this rank's own rows, over the block's ranks in order of index."""
+    def run(self, rows: RoutedRows, experts: Experts, *, residual: torch.Tensor) -> torch.Tensor:
+        """Collective: `residual` [T, H] and on top of it what the block's experts make of this rank's rows, the first T
+        of `rows`: the sums of the block's ranks are added in order of their index.
+        """
         ...
 
 
 class LocalDispatcher:
     """The block of one rank: every expert is here."""
 
-    def dispatch(
-        self, x_TH: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor, *, padded_rows: int
-    ) -> DispatchedRows:
+    def padded(self, num_rows: int, *, padded_rows: int) -> int:
         """The rows as they are, without padding."""
         del padded_rows
-        return DispatchedRows(x=x_TH, slots=slots_TK, weights=weights_TK)
+        return num_rows
 
-    def combine(self, partial_NH: torch.Tensor, *, num_rows: int) -> torch.Tensor:
-        """The sums as they are."""
-        del num_rows
-        return partial_NH
+    def run(self, rows: RoutedRows, experts: Experts, *, residual: torch.Tensor) -> torch.Tensor:
+        """See Dispatcher."""
+        return experts.run(rows, plus=residual)

@@ -6,7 +6,8 @@ from typing import Protocol
 
 import torch
 
-from moe.activation import Linear
+from moe.linear import Linear, RowOperation
+from moe.routed_rows import RoutedRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,10 @@ class ExpertWeights:
 class Experts(Protocol):
     """The experts in consecutive slots of a layer: down(activation(gate, up)), weighted, summed."""
 
-    def run(self, x_NH: torch.Tensor, slots_NK: torch.Tensor, weights_NK: torch.Tensor) -> torch.Tensor:
-        """The weighted sum [N, H] over this rank's experts only; zeros for a row that chose none of their slots."""
+    def run(self, rows: RoutedRows, *, plus: torch.Tensor | None = None) -> torch.Tensor:
+        """The weighted sum [N, H] over this rank's experts only, zeros for a row that chose none of their slots; on top
+        of `plus` [N, H] where that is given.
+        """
         ...
 
 
@@ -34,15 +37,16 @@ class TorchExperts:
     Synchronises: it reads the number of rows of each expert on the host.
     """
 
-    def __init__(self, *, first: int, gated: Sequence[Linear], down: Sequence[Linear]) -> None:
+    def __init__(self, *, first: int, gated: Sequence[RowOperation], down: Sequence[Linear]) -> None:
         self._first = first
         self._gated = gated
         self._down = down
 
-    def run(self, x_NH: torch.Tensor, slots_NK: torch.Tensor, weights_NK: torch.Tensor) -> torch.Tensor:
+    def run(self, rows: RoutedRows, *, plus: torch.Tensor | None = None) -> torch.Tensor:
         """See Experts."""
-        out_NH = torch.zeros_like(x_NH)
-        local = (slots_NK - self._first).flatten()
+        x_NH, weights_NK = rows.x, rows.weights
+        out_NH = torch.zeros_like(x_NH, memory_format=torch.contiguous_format)
+        local = rows.slots.flatten().long() - self._first
         order = torch.argsort(local, stable=True)
         num_local = len(self._gated)
         counts = torch.bincount(local.clamp(-1, num_local) + 1, minlength=num_local + 2).tolist()
@@ -51,7 +55,7 @@ class TorchExperts:
             chosen = order[start : start + count]
             start += count
             if count:
-                rows = chosen // slots_NK.shape[1]
-                y = self._down[index](self._gated[index](x_NH[rows]))
-                out_NH.index_add_(0, rows, y * weights_NK.flatten()[chosen].unsqueeze(1).to(y.dtype))
-        return out_NH
+                of_rows = chosen // weights_NK.shape[1]
+                y = self._down[index](self._gated[index](x_NH[of_rows]))
+                out_NH.index_add_(0, of_rows, y * weights_NK.flatten()[chosen].unsqueeze(1).to(y.dtype))
+        return out_NH if plus is None else plus + out_NH

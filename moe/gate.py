@@ -1,25 +1,55 @@
 """The gate: which experts a row goes to, and with which weights. One function for every family's."""
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 
-from moe.activation import Linear
+from moe.linear import RowOperation
+from moe.routed_rows import NO_SLOT, RoutedRows, RowFormat
+from moe.slots import SlotMap
 from parallel.models.gates import GateSpec, GroupScore, Scoring
 
 
-class Gate:
-    """The gate of one layer. Its product is made in float32: what it rounds decides where a whole row goes."""
+class Gate(Protocol):
+    """The gate of one layer, the norm before it included."""
 
-    def __init__(self, spec: GateSpec, *, logits: Linear, correction_E: torch.Tensor | None) -> None:
+    def __call__(self, x_TH: torch.Tensor, *, first_row: int, padded_rows: int) -> RoutedRows:
+        """Rows x [T, H] of the residual, which are `first_row` and following of the block, to padded_rows messages."""
+        ...
+
+
+class TorchGate:
+    """See Gate. The product is made in float32: what it rounds decides where a whole row goes."""
+
+    def __init__(
+        self,
+        spec: GateSpec,
+        *,
+        norm: RowOperation,
+        logits: RowOperation,
+        correction_E: torch.Tensor | None,
+        slots: SlotMap,
+    ) -> None:
         """`logits` is the product with float32 weights, its bias included; `correction_E` float32 [E]."""
         assert (correction_E is not None) == spec.has_correction
         self._spec = spec
+        self._norm = norm
         self._logits = logits
         self._correction_E = correction_E
+        self._slots = slots
 
-    def __call__(self, x_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows x [T, H] to expert ids [T, k] (int64) and weights [T, k] in float32."""
-        return choose_experts(self._logits(x_TH.float()), spec=self._spec, correction_E=self._correction_E)
+    def __call__(self, x_TH: torch.Tensor, *, first_row: int, padded_rows: int) -> RoutedRows:
+        """See Gate."""
+        normed_TH, num_rows = self._norm(x_TH), x_TH.shape[0]
+        ids, weights = choose_experts(self._logits(normed_TH.float()), spec=self._spec, correction_E=self._correction_E)
+        form = RowFormat(hidden_size=x_TH.shape[1], dtype=x_TH.dtype, top_k=self._spec.top_k)
+        rows = form.empty(padded_rows, device=x_TH.device)
+        rows.x[:num_rows] = normed_TH
+        rows.slots[:num_rows] = self._slots.choose(ids, first_row=first_row)
+        rows.slots[num_rows:] = NO_SLOT
+        rows.weights[:num_rows] = weights
+        return rows
 
 
 def choose_experts(

@@ -4,27 +4,25 @@ It needs no counts, so its sizes are known from the plan, and for small batches 
 """
 
 import torch
-import torch.nn.functional as F
 
-from moe.dispatch import NO_SLOT, DispatchedRows
-from moe.packing import pack_rows, unpack_rows
+from moe.experts import Experts
+from moe.routed_rows import RoutedRows
 from parallel.collectives.communicator import Communicator
 
 
 class GatherDispatcher:
-    """See Dispatcher: N = B·R, in order of the ranks' index."""
+    """See Dispatcher: experts see B·R rows, in order of the ranks' index."""
 
     def __init__(self, block: Communicator) -> None:
         self._block = block
 
-    def dispatch(
-        self, x_TH: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor, *, padded_rows: int
-    ) -> DispatchedRows:
-        """Collective: all rows of the block."""
-        pad = (0, 0, 0, padded_rows - len(x_TH))
-        packed = pack_rows(F.pad(x_TH, pad), F.pad(slots_TK, pad, value=NO_SLOT), F.pad(weights_TK, pad))
-        return unpack_rows(self._block.all_gather(packed).flatten(0, 1), like=x_TH, top_k=slots_TK.shape[1])
+    def padded(self, num_rows: int, *, padded_rows: int) -> int:
+        """Rows of all ranks travel in messages of one size."""
+        del num_rows
+        return padded_rows
 
-    def combine(self, partial_NH: torch.Tensor, *, num_rows: int) -> torch.Tensor:
+    def run(self, rows: RoutedRows, experts: Experts, *, residual: torch.Tensor) -> torch.Tensor:
         """Collective: see Dispatcher."""
-        return self._block.reduce_scatter(partial_NH.unflatten(0, (self._block.size, -1)))[:num_rows]
+        gathered = rows.over(self._block.all_gather(rows.packed).flatten(0, 1))
+        partial = experts.run(gathered)
+        return residual + self._block.reduce_scatter(partial.unflatten(0, (self._block.size, -1)))[: residual.shape[0]]

@@ -20,6 +20,58 @@ class Stored(IntEnum):
     FLOAT16 = 2
 
 
+class Product(ctypes.Structure):
+    """A product with a packed weight; of pairs `out` counts units. `bias`, and `norm` of its rows, may be null."""
+
+    _fields_ = (
+        ("packed", _POINTER),
+        ("bias", _POINTER),
+        ("norm", _POINTER),
+        ("out", _SIZE),
+        ("size", _SIZE),
+        ("eps", _FLOAT),
+        ("stored", ctypes.c_int32),
+    )
+
+
+class Heads(ctypes.Structure):
+    """The product that gives `heads` of `width`, of which the first `rotated` are q's and k's; `norms` may be null."""
+
+    _fields_ = (
+        ("product", Product),
+        ("norms", _POINTER),
+        ("heads", _SIZE),
+        ("rotated", _SIZE),
+        ("width", _SIZE),
+        ("eps", _FLOAT),
+    )
+
+
+class Gate(ctypes.Structure):
+    """A gate, and the slots [experts, most_copies] and copies [experts] of its experts; `correction` may be null."""
+
+    _fields_ = (
+        ("logits", Product),
+        ("correction", _POINTER),
+        ("slots", _POINTER),
+        ("copies", _POINTER),
+        ("most_copies", _SIZE),
+        ("top_k", _SIZE),
+        ("num_groups", _SIZE),
+        ("kept_groups", _SIZE),
+        ("group_best", _SIZE),
+        ("is_sigmoid", ctypes.c_int32),
+        ("renormalises", ctypes.c_int32),
+        ("scale", _FLOAT),
+    )
+
+
+class Activation(ctypes.Structure):
+    """(up + up_offset) * gate * sigmoid(alpha * gate), both cut to `limit` before, which is infinite for none."""
+
+    _fields_ = (("alpha", _FLOAT), ("up_offset", _FLOAT), ("limit", _FLOAT))
+
+
 class Expert(ctypes.Structure):
     """The packed weights of one expert; a bias may be null."""
 
@@ -28,6 +80,21 @@ class Expert(ctypes.Structure):
         ("gated_bias", _POINTER),
         ("down", _POINTER),
         ("down_bias", _POINTER),
+    )
+
+
+class Experts(ctypes.Structure):
+    """The experts of a rank in one layer: `each` is the address of the `count` ones from slot `first` on."""
+
+    _fields_ = (
+        ("each", _POINTER),
+        ("first", _SIZE),
+        ("count", _SIZE),
+        ("width", _SIZE),
+        ("units", _SIZE),
+        ("choices", _SIZE),
+        ("by", Activation),
+        ("stored", ctypes.c_int32),
     )
 
 
@@ -84,26 +151,15 @@ class NativeLibrary:
         self.pack_pairs = _bind(
             library, "muster_pack_pairs", None, _INT, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _INT
         )
-        rows, out = (_POINTER, _SIZE, _SIZE), (_POINTER, _SIZE, _INT)
-        weight = (_INT, _POINTER, _POINTER, _SIZE, _SIZE)
-        self.product = _bind(library, "muster_product", None, *rows, *weight, *out)
-        activation = (_FLOAT, _FLOAT, _FLOAT)
-        self.gated_product = _bind(library, "muster_gated_product", None, *rows, *weight, *activation, *out)
-        self.experts = _bind(
-            library,
-            "muster_experts",
-            None,
-            *(ctypes.POINTER(Expert), _SIZE, _SIZE, _INT),
-            *(_POINTER, _SIZE, _SIZE),
-            *(_POINTER, _POINTER, _SIZE, _SIZE),
-            *activation,
-            *(_POINTER, _POINTER, _INT),
-        )
-        apart = (_POINTER, _SIZE, _SIZE, _SIZE, _SIZE)
-        self.norm = _bind(library, "muster_norm", None, *apart, _POINTER, _FLOAT, _POINTER, _INT)
-        self.rotate = _bind(library, "muster_rotate", None, *apart, _POINTER, _POINTER, _SIZE, _POINTER, _INT)
+        rows, out = (_POINTER, _SIZE, _SIZE), (_POINTER, _POINTER, _INT)
+        self.product = _bind(library, "muster_product", None, _POINTER, *rows, _POINTER, *out)
+        self.gated_product = _bind(library, "muster_gated_product", None, _POINTER, _POINTER, *rows, *out)
+        self.heads = _bind(library, "muster_heads", None, _POINTER, *rows, _POINTER, _POINTER, _SIZE, *out)
+        self.gate = _bind(library, "muster_gate", None, _POINTER, *rows, _SIZE, _SIZE, _POINTER, _INT)
+        self.experts = _bind(library, "muster_experts", None, _POINTER, *rows, _POINTER, *out)
+        self.norm = _bind(library, "muster_norm", None, *rows, _SIZE, _POINTER, _FLOAT, _POINTER, _INT)
         plane = (_POINTER, _SIZE, _SIZE, _SIZE)
-        self.write_rows = _bind(library, "muster_write_rows", _INT, *apart, *plane, _POINTER, _POINTER)
+        self.write_rows = _bind(library, "muster_write_rows", _INT, *rows, _SIZE, _SIZE, *plane, _POINTER, _POINTER)
         self.attend = _bind(
             library,
             "muster_attend",

@@ -3,8 +3,7 @@
 #include <type_traits>
 
 #include "activation.h"
-#include "panels.h"
-#include "threads.h"
+#include "product.h"
 
 namespace muster {
 namespace {
@@ -66,41 +65,28 @@ void muster_pack_pairs(int stored, const void* gate, const void* up, int64_t str
   });
 }
 
-// y [rows, out] = x [rows, in] times the packed weight, and bias [out] where it is not null. Strides are in floats.
-void muster_product(const float* x, int64_t x_stride, int64_t rows, int stored, const void* packed, const float* bias,
-                    int64_t out, int64_t in, float* y, int64_t y_stride, int threads) {
-  in_shares(num_panels(out), threads, [=](int64_t begin, int64_t end) {
-    const auto take = [=](int64_t row, int64_t panel, Vector left, Vector right) {
-      const int64_t output = panel * kPanel, count = out - output;
-      if (bias != nullptr) {
-        left += load_part(bias + output, count);
-        right += load_part(bias + output + kLanes, count - kLanes);
-      }
-      store_part(y + row * y_stride + output, left, count);
-      store_part(y + row * y_stride + output + kLanes, right, count - kLanes);
-    };
-    as_stored(stored, packed, [=](auto* panels) {
-      multiply(rows, [=](int64_t row) { return x + row * x_stride; }, panels, in, begin, end, take);
-    });
-  });
+// y [rows, out] = the product of x, whose rows are `x_stride` floats apart, on top of `plus` [rows, out] where that is not
+// null. `normed` [rows, in] is scratch where the product has a norm.
+void muster_product(const Product* product, const float* x, int64_t x_stride, int64_t rows, const float* plus,
+                    float* normed, float* y, int threads) {
+  const Rows taken = prepare(*product, {x, x_stride}, rows, normed, product->in, threads);
+  multiply_into(*product, taken, rows, plus, y, threads);
 }
 
-// y [rows, units] = activation(x times the packed pairs); bias [2][units], gates and then ups, where it is not null.
-void muster_gated_product(const float* x, int64_t x_stride, int64_t rows, int stored, const void* packed,
-                          const float* bias, int64_t units, int64_t in, float alpha, float up_offset, float limit,
-                          float* y, int64_t y_stride, int threads) {
-  const Activation by{alpha, up_offset, limit};
-  in_shares(num_pair_panels(units), threads, [=](int64_t begin, int64_t end) {
-    const auto take = [=](int64_t row, int64_t panel, Vector gate, Vector up) {
+// y [rows, units] = the activation of x times the packed pairs.
+void muster_gated_product(const Product* product, const Activation* by, const float* x, int64_t x_stride, int64_t rows,
+                          float* normed, float* y, int threads) {
+  const int64_t units = product->out;
+  const float* bias = product->bias;
+  const Rows taken = prepare(*product, {x, x_stride}, rows, normed, product->in, threads);
+  in_shares(num_pair_panels(units), threads, [&](int64_t begin, int64_t end) {
+    multiply(*product, taken, rows, begin, end, [&](int64_t row, int64_t panel, Vector gate, Vector up) {
       const int64_t unit = panel * kLanes, count = units - unit;
       if (bias != nullptr) {
         gate += load_part(bias + unit, count);
         up += load_part(bias + units + unit, count);
       }
-      store_part(y + row * y_stride + unit, activate(gate, up, by), count);
-    };
-    as_stored(stored, packed, [=](auto* panels) {
-      multiply(rows, [=](int64_t row) { return x + row * x_stride; }, panels, in, begin, end, take);
+      store_part(y + row * units + unit, activate(gate, up, *by), count);
     });
   });
 }

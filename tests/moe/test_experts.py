@@ -1,17 +1,17 @@
 """The experts of a rank against the definition, and the dispatcher's rows against what was sent."""
 
-import contextlib
-
+import pytest
 import torch
 import torch.nn.functional as F
 
 from moe.activation import Gated
-from moe.dispatch import NO_SLOT
 from moe.experts import TorchExperts
 from moe.gate import choose_experts
 from moe.gather_dispatch import GatherDispatcher
+from moe.routed_rows import NO_SLOT, RoutedRows
 from parallel.collectives.communicator import LocalCommunicator
 from parallel.models.gates import SWIGLU, GateSpec, Scoring
+from tests.harness.routed import routed
 from worker.kernels.torch_kernels import PlainLinear
 
 HIDDEN, WIDTH, EXPERTS, TOP_K = 12, 7, 6, 3
@@ -47,7 +47,7 @@ def run(first: int, count: int, x: torch.Tensor, ids: torch.Tensor, shares: torc
         gated=[Gated(PlainLinear(weight), SWIGLU) for weight in gate_up[first : first + count]],
         down=[PlainLinear(weight) for weight in down[first : first + count]],
     )
-    return experts.run(x, ids, shares)
+    return experts.run(routed(x, ids, shares))
 
 
 def reference(x: torch.Tensor, ids: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
@@ -81,21 +81,33 @@ def test_the_shares_of_all_ranks_add_up_and_padding_adds_nothing() -> None:
         assert run(first, 2, x, padded, shares).abs().max() == 0
 
 
+class Echo:
+    """Experts that keep what they are given, and give each row back as it came."""
+
+    def __init__(self) -> None:
+        self.given: list[RoutedRows] = []
+
+    def run(self, rows: RoutedRows, *, plus: torch.Tensor | None = None) -> torch.Tensor:
+        self.given.append(rows)
+        return rows.x.contiguous() if plus is None else plus + rows.x
+
+
 def test_dispatch_brings_every_row_with_its_own_experts_and_weights() -> None:
-    x, ids, shares = rows(3)
-    y, other_ids, other_shares = rows(5, seed=2)
-    messages: list[torch.Tensor] = []
+    mine, others = routed(*rows(5)), routed(*rows(5, seed=2))
+    mine.slots[3:] = NO_SLOT
+    experts, residual = Echo(), torch.ones(3, HIDDEN)
+    got = GatherDispatcher(TwoRanks(0, other=others.packed)).run(mine, experts, residual=residual)
+    (seen,) = experts.given
+    for part in ("x", "slots", "weights"):
+        assert torch.equal(getattr(seen, part), torch.cat([getattr(mine, part), getattr(others, part)]))
+    assert torch.equal(got, residual + mine.x[:3])
 
-    class Recorder(TwoRanks):
-        def all_gather(self, x: torch.Tensor) -> torch.Tensor:
-            messages.append(x)
-            return super().all_gather(x)
 
-    other = GatherDispatcher(Recorder(1, other=torch.empty(0)))
-    with contextlib.suppress(RuntimeError):  # only its message is wanted here
-        other.dispatch(y, other_ids, other_shares, padded_rows=5)
-    got = GatherDispatcher(TwoRanks(0, other=messages[0])).dispatch(x, ids, shares, padded_rows=5)
-    assert torch.equal(got.x[:3], x) and torch.equal(got.x[5:], y)
-    assert torch.equal(got.slots[:3], ids) and torch.equal(got.slots[5:], other_ids)
-    assert torch.equal(got.weights[:3], shares) and torch.equal(got.weights[5:], other_shares)
-    assert (got.slots[3:5] == NO_SLOT).all()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_message_holds_is_what_was_put_into_it(dtype: torch.dtype) -> None:
+    x, ids, shares = rows(4)
+    message = routed(x.to(dtype), ids, shares)
+    again = message.over(message.packed.clone())
+    assert again.packed.shape == (4, HIDDEN * dtype.itemsize + 8 * TOP_K)
+    assert torch.equal(again.x, x.to(dtype)) and torch.equal(again.slots.long(), ids)
+    assert torch.equal(again.weights, shares)

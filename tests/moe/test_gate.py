@@ -14,7 +14,10 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
-from moe.gate import Gate, choose_experts
+from moe.gate import TorchGate, choose_experts
+from moe.routed_rows import NO_SLOT
+from moe.slots import SlotMap
+from parallel.expert_table import expert_table
 from parallel.models.gates import GateSpec, GroupScore, Scoring
 from worker.kernels.torch_kernels import PlainLinear
 
@@ -134,9 +137,14 @@ def test_a_gate_is_that_of_transformers(family: str) -> None:
     router.load_state_dict(drawn)
     x = torch.randn(ROWS, HIDDEN)
     _, weights, ids = router(x)
-    gate = Gate(
+    gate = TorchGate(
         spec,
+        norm=lambda rows: rows,
         logits=PlainLinear(drawn["weight"], drawn.get("bias")),
         correction_E=drawn.get("e_score_correction_bias"),
+        slots=SlotMap(expert_table(num_experts=NUM_EXPERTS, ep=1, placement=()), device=torch.device("cpu")),
     )
-    torch.testing.assert_close(by_expert(*gate(x)), by_expert(ids, weights), rtol=1e-5, atol=1e-7)
+    rows = gate(x, first_row=0, padded_rows=ROWS + 2)
+    found = by_expert(rows.slots[:ROWS].long(), rows.weights[:ROWS])
+    torch.testing.assert_close(found, by_expert(ids, weights), rtol=1e-5, atol=1e-7)
+    assert torch.equal(rows.x[:ROWS], x) and (rows.slots[ROWS:] == NO_SLOT).all()

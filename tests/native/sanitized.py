@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from native.library import DRAW, ENTRY, AttentionShape, GroupShape, NativeLibrary, Plane, Stored
+from native.library import DRAW, ENTRY, AttentionShape, Gate, GroupShape, Heads, NativeLibrary, Plane, Product, Stored
 from parallel.group_memory import GroupMemoryShape
 from tests.native.test_experts import CLAMPED, Layer
 from tests.native.test_products import Floats, as_stored, numbers
@@ -24,12 +24,52 @@ def panels(library: NativeLibrary) -> None:
         packed = np.empty(library.packed_size(out, size), dtype=weight.dtype)
         library.pack(stored, weight.ctypes.data, size, out, size, packed.ctypes.data, 2)
         x, y = np.ones((rows, size), dtype=np.float32), np.zeros((rows, out), dtype=np.float32)
+        plus, norm, normed = np.ones_like(y), np.ones(size, dtype=np.float32), np.empty_like(x)
+        given = (packed.ctypes.data, bias.ctypes.data, norm.ctypes.data, out, size, 0.0, stored)
         library.product(
-            *(x.ctypes.data, size, rows),
-            *(stored, packed.ctypes.data, bias.ctypes.data, out, size),
-            *(y.ctypes.data, out, 2),
+            *(ctypes.byref(Product(*given)), x.ctypes.data, size, rows, plus.ctypes.data),
+            *(normed.ctypes.data, y.ctypes.data, 2),
         )
-        assert (y == size + 1).all()
+        assert np.allclose(y, size + 2)
+
+
+def heads(library: NativeLibrary) -> None:
+    """Tails of heads, with and without norms, and parts of a head that are rotated."""
+    for num_rows, width, half in product((0, 1, 3), (2, 15, 34), (0, 1, 7)):
+        if 2 * half <= width:
+            size, all_heads, rotated = 5, 4, 3
+            weight, x = numbers(1, all_heads * width, size), numbers(2, num_rows, size)
+            packed = np.empty(library.packed_size(*weight.shape), dtype=np.float32)
+            library.pack(0, weight.ctypes.data, size, *weight.shape, packed.ctypes.data, 2)
+            norms, cos = numbers(3, rotated, width), numbers(4, 2, num_rows, half)
+            inner = Product(packed.ctypes.data, None, None, all_heads * width, size, 0.0, 0)
+            y = np.empty((num_rows, all_heads, width), dtype=np.float32)
+            library.heads(
+                *(ctypes.byref(Heads(inner, norms.ctypes.data, all_heads, rotated, width, 1e-5)), x.ctypes.data, size),
+                *(num_rows, cos[0].ctypes.data, cos[1].ctypes.data, half, None, y.ctypes.data, 2),
+            )
+            assert np.isfinite(y).all()
+
+
+def gates(library: NativeLibrary) -> None:
+    """Every kind of gate; experts with two slots, and rows that only pad."""
+    for experts, sigmoid, groups, num_rows, padding in product((4, 36), (0, 1), (1, 2), (0, 1, 5), (0, 2)):
+        size, k = 3, 2
+        weight, x, norm = numbers(1, experts, size), numbers(2, num_rows, size), numbers(3, size)
+        packed = np.empty(library.packed_size(experts, size), dtype=np.float32)
+        library.pack(0, weight.ctypes.data, size, experts, size, packed.ctypes.data, 2)
+        correction, slots = numbers(4, experts), np.arange(2 * experts, dtype=np.int32)
+        copies = np.full(experts, 2, dtype=np.int32)
+        logits = Product(packed.ctypes.data, None, norm.ctypes.data, experts, size, 1e-5, 0)
+        gate = Gate(
+            *(logits, correction.ctypes.data, slots.ctypes.data, copies.ctypes.data, 2),
+            *(k, groups, 1, 2, sigmoid, 1, 1.5),
+        )
+        messages = np.empty((num_rows + padding, size + 2 * k), dtype=np.float32)
+        given = (x.ctypes.data, size, num_rows, 1, num_rows + padding)
+        library.gate(ctypes.byref(gate), *given, messages.ctypes.data, 2)
+        chosen = messages[:, size : size + k].copy().view(np.int32)
+        assert ((chosen[:num_rows] >= 0) & (chosen[:num_rows] < 2 * experts)).all() and (chosen[num_rows:] == -1).all()
 
 
 def experts(library: NativeLibrary) -> None:
@@ -66,16 +106,15 @@ def attention(library: NativeLibrary) -> None:
 def rows(library: NativeLibrary) -> None:
     """Tails of widths; rows and planes of exactly their sizes."""
     for num_rows, heads, width in product((0, 1, 3), (1, 2), (2, 15, 16, 34)):
-        x, weight = numbers(1, num_rows, heads, width), numbers(2, heads, width)
-        y, half = np.empty_like(x), width // 2
-        cos, sin = numbers(3, 2, num_rows, half)
-        given = (x.ctypes.data, heads * width, num_rows, heads, width)
-        library.norm(*given, weight.ctypes.data, 1e-5, y.ctypes.data, 2)
-        library.rotate(*given, cos.ctypes.data, sin.ctypes.data, half, y.ctypes.data, 2)
+        x, weight = numbers(1, num_rows, heads, width), numbers(2, heads * width)
+        y = np.empty_like(x)
+        given = (x.ctypes.data, heads * width, num_rows)
+        library.norm(*given, heads * width, weight.ctypes.data, 1e-5, y.ctypes.data, 2)
         plane = np.zeros((2, heads, 4, width), dtype=np.float32)
         pages, offsets = np.full(num_rows, 1, dtype=np.int32), np.arange(num_rows, dtype=np.int32)
         strides = (heads * 4 * width, 4 * width, width)
-        is_whole = library.write_rows(*given, plane.ctypes.data, *strides, pages.ctypes.data, offsets.ctypes.data)
+        places = (pages.ctypes.data, offsets.ctypes.data)
+        is_whole = library.write_rows(*given, heads, width, plane.ctypes.data, *strides, *places)
         assert is_whole == 1 and (plane[1, :, :num_rows] == x.swapaxes(0, 1)).all()
 
 
@@ -171,7 +210,7 @@ def group(library: NativeLibrary) -> None:
 
 if __name__ == "__main__":
     loaded = NativeLibrary(Path(sys.argv[1]))
-    every = [panels, experts, attention, rows, draws, group]
+    every = [panels, heads, gates, experts, attention, rows, draws, group]
     for verbs in [group] if sys.argv[2:] == ["group"] else every:
         verbs(loaded)
     print("done")

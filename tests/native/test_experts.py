@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from native.build import AVX2, NATIVE, Build
-from native.library import Expert, NativeLibrary, Stored
-from tests.native.test_products import DTYPES, activated, as_read, as_stored, numbers
+from native.library import Activation, Expert, Experts, NativeLibrary, Stored
+from tests.native.test_products import DTYPES, activated, address, as_read, as_stored, numbers
 
 Floats = npt.NDArray[np.float32]
 SWIGLU, CLAMPED = (1.0, 0.0, math.inf), (1.702, 1.0, 0.7)
@@ -44,6 +44,7 @@ class Layer:
         *,
         by: tuple[float, ...],
         threads: int = 1,
+        plus: Floats | None = None,
     ) -> Floats:
         """The library's answer."""
         kept, entries = [], []
@@ -60,11 +61,13 @@ class Layer:
             entries.append(Expert(pairs.ctypes.data, biases[0], packed.ctypes.data, biases[1]))
         hidden = np.full((slots.size, self.units), np.nan, dtype=np.float32)
         out = np.full((len(x), self.width), np.nan, dtype=np.float32)
+        each, choices, messages = (Expert * self.count)(*entries), slots.shape[1], as_messages(x, slots, shares)
+        experts = Experts(
+            *(ctypes.addressof(each), self.first, self.count, self.width, self.units, choices),
+            *(Activation(*by), self.stored),
+        )
         library.experts(
-            *((Expert * self.count)(*entries), self.first, self.count, self.stored),
-            *(x.ctypes.data, len(x), self.width),
-            *(slots.ctypes.data, shares.ctypes.data, slots.shape[1], self.units),
-            *by,
+            *(ctypes.addressof(experts), messages.ctypes.data, self.width + 2 * choices, len(x), address(plus)),
             *(hidden.ctypes.data, out.ctypes.data, threads),
         )
         return out
@@ -84,6 +87,11 @@ class Layer:
                     )
                     out[row] += shares[row, choice] * (as_read(down) @ h + used * down_bias)
         return out.astype(np.float32)
+
+
+def as_messages(x: Floats, slots: npt.NDArray[np.int64], shares: Floats) -> Floats:
+    """Rows as a gate leaves them."""
+    return np.concatenate([x, slots.astype(np.int32).view(np.float32), shares], axis=1)
 
 
 @pytest.fixture(scope="module", params=[NATIVE, AVX2])
@@ -112,6 +120,8 @@ def test_the_sum_over_experts_is_that_of_the_definition(
     slots = np.random.default_rng(rows).integers(-1, 8, (rows, choices))
     found = layer.run(library, x, slots, shares, by=by, threads=2)
     np.testing.assert_allclose(found, layer.reference(x, slots, shares, by=by), atol=2e-5 * units, rtol=2e-5)
+    plus = numbers(97, rows, width)
+    assert (layer.run(library, x, slots, shares, by=by, plus=plus) == found + plus).all()
 
 
 def test_a_row_gives_the_same_bits_beside_any_others_and_on_any_number_of_threads(library: NativeLibrary) -> None:

@@ -1,5 +1,6 @@
 """Products in C++ against numpy's, in each build that this processor can run."""
 
+import ctypes
 import math
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import numpy.typing as npt
 import pytest
 
 from native.build import AVX2, NATIVE, Build
-from native.library import NativeLibrary, Stored
+from native.library import Activation, NativeLibrary, Product, Stored
 
 Floats = npt.NDArray[np.float32]
 
+EPS = 1e-3
 #: (rows, out, in): empty, one, tails of a vector and of a panel, more rows than a block, one input.
 SIZES = [
     (rows, out, size)
@@ -67,18 +69,56 @@ def multiply(
     out: int,
     stored: Stored = Stored.FLOAT32,
     threads: int = 1,
+    norm: Floats | None = None,
+    plus: Floats | None = None,
 ) -> Floats:
-    """Over rows that lie further apart than they are long, on both sides; what lies between stays as it was."""
+    """Over rows that lie further apart than they are long."""
     rows, size = x.shape
-    apart, y = np.full((rows, size + 3), np.nan, dtype=np.float32), np.full((rows, out + 2), 7.0, dtype=np.float32)
+    apart, y = np.full((rows, size + 3), np.nan, dtype=np.float32), np.full((rows, out), np.nan, dtype=np.float32)
     apart[:, :size] = x
+    normed = np.full((rows, size), np.nan, dtype=np.float32)
+    product = Product(packed.ctypes.data, address(bias), address(norm), out, size, EPS, stored)
     library.product(
-        *(apart.ctypes.data, size + 3, rows),
-        *(stored, packed.ctypes.data, None if bias is None else bias.ctypes.data, out, size),
-        *(y.ctypes.data, out + 2, threads),
+        *(ctypes.addressof(product), apart.ctypes.data, size + 3, rows, address(plus)),
+        *(None if norm is None else normed.ctypes.data, y.ctypes.data, threads),
     )
-    assert (y[:, out:] == 7.0).all()
-    return y[:, :out]
+    return y
+
+
+def gated(
+    library: NativeLibrary,
+    x: Floats,
+    pairs: npt.NDArray[Any],
+    bias: Floats | None,
+    *,
+    units: int,
+    by: tuple[float, float, float],
+    norm: Floats | None = None,
+) -> Floats:
+    """By a float32 weight, on two threads."""
+    rows, size = x.shape
+    y, normed = np.full((rows, units), np.nan, dtype=np.float32), np.empty_like(x)
+    product, activation = (
+        Product(pairs.ctypes.data, address(bias), address(norm), units, size, EPS, Stored.FLOAT32),
+        Activation(*by),
+    )
+    library.gated_product(
+        *(ctypes.addressof(product), ctypes.addressof(activation), x.ctypes.data, size, rows),
+        *(None if norm is None else normed.ctypes.data, y.ctypes.data, 2),
+    )
+    return y
+
+
+def address(array: npt.NDArray[Any] | None) -> int | None:
+    """Where it lies, if it does."""
+    return None if array is None else array.ctypes.data
+
+
+def as_normed(x: Floats, weight: Floats) -> npt.NDArray[np.float64]:
+    """By the definition, in float64."""
+    wide = x.astype(np.float64)
+    normed: npt.NDArray[np.float64] = wide / np.sqrt((wide**2).mean(axis=1, keepdims=True) + EPS) * weight
+    return normed
 
 
 def numbers(seed: int, *shape: int) -> Floats:
@@ -96,6 +136,19 @@ def test_a_product_is_that_of_the_definition(
     found = multiply(library, x, pack(library, weight, stored=stored), bias, out=out, stored=stored)
     wanted = x.astype(np.float64) @ as_read(weight).T + (0 if bias is None else bias)
     np.testing.assert_allclose(found, wanted, atol=2e-6 * size, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "out", "size"), [(0, 5, 4), (1, 1, 1), (3, 33, 7), (60, 40, 1000)])
+def test_rows_are_normed_before_a_product_and_added_to_others_behind_it(
+    library: NativeLibrary, rows: int, out: int, size: int
+) -> None:
+    x, weight, bias = numbers(1, rows, size), numbers(2, out, size), numbers(3, out)
+    norm, plus = numbers(4, size), numbers(5, rows, out)
+    kept = plus.copy()
+    found = multiply(library, x, pack(library, weight), bias, out=out, threads=2, norm=norm, plus=plus)
+    wanted = as_normed(x, norm) @ weight.astype(np.float64).T + bias + plus
+    np.testing.assert_allclose(found, wanted, atol=4e-6 * size, rtol=1e-5)
+    assert (plus == kept).all()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -133,16 +186,11 @@ def test_a_gated_product_is_that_of_the_definition(
     x, gate, up, bias = numbers(1, rows, size), numbers(2, units, size), numbers(3, units, size), numbers(4, 2 * units)
     packed = np.full(library.packed_pair_size(units, size), np.nan, dtype=np.float32)
     library.pack_pairs(Stored.FLOAT32, gate.ctypes.data, up.ctypes.data, size, units, size, packed.ctypes.data, 2)
-    y = np.empty((rows, units), dtype=np.float32)
-    library.gated_product(
-        *(x.ctypes.data, size, rows),
-        *(Stored.FLOAT32, packed.ctypes.data, bias.ctypes.data, units, size),
-        *activation,
-        *(y.ctypes.data, units, 2),
-    )
-    wide = x.astype(np.float64)
-    wanted = activated(wide @ gate.T + bias[:units], wide @ up.T + bias[units:], activation)
-    np.testing.assert_allclose(y, wanted, atol=1e-5 * size, rtol=1e-5)
+    for norm in (None, numbers(5, size)):
+        y = gated(library, x, packed, bias, units=units, by=activation, norm=norm)
+        wide = x.astype(np.float64) if norm is None else as_normed(x, norm)
+        wanted = activated(wide @ gate.T + bias[:units], wide @ up.T + bias[units:], activation)
+        np.testing.assert_allclose(y, wanted, atol=1e-5 * size, rtol=1e-5)
 
 
 def activated(gate: npt.NDArray[np.float64], up: npt.NDArray[np.float64], by: tuple[float, float, float]) -> Any:
@@ -159,13 +207,7 @@ def test_the_activation_holds_at_the_ends_of_what_an_exponential_can_be(library:
     packed = np.empty(library.packed_pair_size(1, 1), dtype=np.float32)
     library.pack_pairs(Stored.FLOAT32, one.ctypes.data, one.ctypes.data, 1, 1, 1, packed.ctypes.data, 1)
     x, bias = np.zeros((1, 1), dtype=np.float32), np.array([gate, 1.0], dtype=np.float32)
-    y = np.empty((1, 1), dtype=np.float32)
-    library.gated_product(
-        *(x.ctypes.data, 1, 1),
-        *(Stored.FLOAT32, packed.ctypes.data, bias.ctypes.data, 1, 1),
-        *(1.0, 0.0, math.inf),
-        *(y.ctypes.data, 1, 1),
-    )
+    y = gated(library, x, packed, bias, units=1, by=(1.0, 0.0, math.inf))
     wanted = float(activated(bias[:1].astype(np.float64), np.ones(1), (1.0, 0.0, math.inf))[0])
     np.testing.assert_allclose(y[0, 0], wanted, rtol=1e-6, atol=1e-33)
 
@@ -177,12 +219,6 @@ def test_what_is_no_number_stays_none_behind_an_activation_with_a_limit(library:
     library.pack_pairs(Stored.FLOAT32, one.ctypes.data, one.ctypes.data, 1, 1, 1, packed.ctypes.data, 1)
     for bias in ([value, 1.0], [1.0, value]):
         x, both = np.zeros((1, 1), dtype=np.float32), np.array(bias, dtype=np.float32)
-        y = np.empty((1, 1), dtype=np.float32)
         limit = 7.0 if math.isnan(value) else math.inf
-        library.gated_product(
-            *(x.ctypes.data, 1, 1),
-            *(Stored.FLOAT32, packed.ctypes.data, both.ctypes.data, 1, 1),
-            *(1.0, 0.0, limit),
-            *(y.ctypes.data, 1, 1),
-        )
+        y = gated(library, x, packed, both, units=1, by=(1.0, 0.0, limit))
         assert not np.isfinite(y).any()

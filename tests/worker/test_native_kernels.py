@@ -7,11 +7,17 @@ import torch
 import torch.nn.functional as F
 
 from moe.experts import ExpertWeights
+from moe.routed_rows import NO_SLOT
+from moe.slots import SlotMap
 from native.build import Build
 from native.library import NativeLibrary
-from parallel.models.gates import SWIGLU, Activation
+from parallel.expert_table import expert_table
+from parallel.models.gates import SWIGLU, Activation, GateSpec, Scoring
+from tests.harness.routed import routed
+from tests.moe.test_gate import SPECS
 from worker.kernels import choose
 from worker.kernels.choose import choose_library, make_kernels
+from worker.kernels.interface import HeadWeights, Norm
 from worker.kernels.native_kernels import NativeKernels
 from worker.kernels.native_products import NativeLinear
 from worker.kernels.torch_kernels import TorchKernels
@@ -66,31 +72,110 @@ def test_gated_products_and_experts_give_what_torch_gives(
     summed: list[torch.Tensor] = []
     for kernels in (native, plain):
         gated.append(kernels.gated(first.gate, first.up, biases=biases, activation=activation)(x))
-        summed.append(kernels.experts(weights, first=1, activation=activation).run(x, slots, shares))
+        summed.append(kernels.experts(weights, first=1, activation=activation).run(routed(x, slots, shares)))
     assert torch.allclose(gated[0], gated[1], atol=1e-5)
     assert torch.allclose(summed[0], summed[1], atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 700])
-@pytest.mark.parametrize("width", [1, 16, 20, 64, 131])
-def test_norms_and_rotations_give_what_torch_gives(library: NativeLibrary, rows: int, width: int) -> None:
+@pytest.mark.parametrize("width", [1, 16, 20, 131])
+def test_norms_and_products_behind_them_give_what_torch_gives(library: NativeLibrary, rows: int, width: int) -> None:
     generator = torch.Generator().manual_seed(rows)
     native, plain = NativeKernels(library), TorchKernels()
-    x, weight = torch.randn(rows, width, generator=generator), torch.randn(width, generator=generator)
-    # Heads of a fused projection, whose rows lie further apart than they are long.
-    heads = torch.randn(rows, 5, width, generator=generator)[:, 1:4]
-    of_heads = torch.randn(3, width, generator=generator)
-    for given, by in ((x, weight), (heads, of_heads), (x.repeat(1, 2)[:, :width], weight)):
-        assert torch.allclose(native.norm(by, eps=1e-5)(given), plain.norm(by, eps=1e-5)(given), atol=1e-5)
-    for half in {1, width // 4, width // 2}:
-        if 0 < 2 * half <= width:
-            cos, sin = torch.randn(2, rows, 1, half, generator=generator)
-            assert torch.allclose(native.rotate(heads, cos, sin), plain.rotate(heads, cos, sin), atol=1e-6)
+    x, weight = torch.randn(rows, width, generator=generator), torch.randn(9, width, generator=generator)
+    norm, plus = Norm(weight=torch.randn(width, generator=generator), eps=1e-3), torch.randn(rows, 9)
+    for given in (x, x.repeat(1, 2)[:, :width]):
+        assert torch.allclose(native.norm(norm)(given), plain.norm(norm)(given), atol=1e-5)
+        found, wanted = (kernels.linear([weight], norm=norm)(given, plus=plus) for kernels in (native, plain))
+        assert torch.allclose(found, wanted, atol=1e-4)
+        found, wanted = (
+            kernels.gated(weight, weight, activation=SWIGLU, norm=norm)(given) for kernels in (native, plain)
+        )
+        assert torch.allclose(found, wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("with_norms", [False, True])
+@pytest.mark.parametrize("with_biases", [False, True])
+@pytest.mark.parametrize("rows", [0, 1, 5, 700])
+@pytest.mark.parametrize("head_dim", [2, 16, 20, 64])
+def test_heads_give_what_torch_gives(
+    library: NativeLibrary, rows: int, head_dim: int, with_biases: bool, with_norms: bool
+) -> None:
+    generator = torch.Generator().manual_seed(rows)
+
+    def some(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    def of_heads() -> Norm:
+        return Norm(weight=some(head_dim), eps=1e-3)
+
+    weights = HeadWeights(
+        qkv=[some(heads * head_dim, 12) for heads in (6, 2, 2)],
+        biases=[some(heads * head_dim) for heads in (6, 2, 2)] if with_biases else [],
+        head_norms=(Norm(weight=some(head_dim), eps=1e-3), Norm(weight=some(head_dim), eps=1e-3))
+        if with_norms
+        else None,
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=head_dim,
+    )
+    x, norm = some(rows, 12), Norm(weight=some(12), eps=1e-3)
+    for half in {1, head_dim // 4, head_dim // 2} - {0}:
+        cos, sin = some(2, rows, 1, half)
+        for before in (None, norm):
+            native, plain = (
+                kernels.heads(weights, norm=before)(x, cos, sin) for kernels in (NativeKernels(library), TorchKernels())
+            )
+            for found, wanted in zip(native, plain, strict=True):
+                assert torch.allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("rows", [0, 1, 40])
+def test_a_gate_chooses_and_weighs_as_torch_s_does(library: NativeLibrary, rows: int, spec: GateSpec) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    weight, x = torch.randn(spec.num_experts, 12, generator=generator), torch.randn(rows, 12, generator=generator)
+    bias, correction = torch.randn(2, spec.num_experts, generator=generator)
+    # Every second expert is held twice.
+    placement = (*range(spec.num_experts), *range(0, spec.num_experts, 2))
+    slots = SlotMap(expert_table(num_experts=spec.num_experts, ep=1, placement=placement), device=CPU)
+    found, wanted = (
+        kernels.gate(
+            spec,
+            weight=weight,
+            bias=bias if spec.has_bias else None,
+            correction=correction if spec.has_correction else None,
+            norm=Norm(weight=torch.full((12,), 0.5), eps=1e-5),
+            slots=slots,
+        )(x, first_row=3, padded_rows=rows + 2)
+        for kernels in (NativeKernels(library), TorchKernels())
+    )
+    assert torch.equal(found.slots, wanted.slots) and (found.slots[rows:] == NO_SLOT).all()
+    assert torch.allclose(found.x[:rows], wanted.x[:rows], atol=1e-5)
+    assert torch.allclose(found.weights[:rows], wanted.weights[:rows], atol=1e-5)
+
+
+def test_a_gate_s_row_without_numbers_chooses_experts_that_there_are_and_spoils_itself_alone(
+    library: NativeLibrary,
+) -> None:
+    spec = GateSpec(num_experts=6, top_k=3, scoring=Scoring.SOFTMAX, renormalise=True)
+    slots = SlotMap(expert_table(num_experts=6, ep=1, placement=()), device=CPU)
+    norm = Norm(weight=torch.ones(12), eps=1e-5)
+    gate = NativeKernels(library).gate(
+        spec, weight=torch.randn(6, 12), bias=None, correction=None, norm=norm, slots=slots
+    )
+    x = torch.randn(3, 12)
+    clean = gate(x, first_row=0, padded_rows=3)
+    x[1, 4] = torch.nan
+    broken = gate(x, first_row=0, padded_rows=3)
+    assert sorted(broken.slots[1].tolist()) == [0, 1, 2] and broken.weights[1].isnan().all()
+    for part in ("x", "slots", "weights"):
+        assert torch.equal(getattr(broken, part)[[0, 2]], getattr(clean, part)[[0, 2]])
 
 
 def test_a_norm_of_a_row_that_holds_no_numbers_spoils_that_row_alone(library: NativeLibrary) -> None:
     x = torch.randn(3, 20)
-    norm = NativeKernels(library).norm(torch.ones(20), eps=1e-5)
+    norm = NativeKernels(library).norm(Norm(weight=torch.ones(20), eps=1e-5))
     clean = norm(x)
     x[1, 7] = torch.nan
     broken = norm(x)

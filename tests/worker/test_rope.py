@@ -13,7 +13,7 @@ from parallel.models.gpt_oss import describe as describe_gpt_oss
 from parallel.models.llama import describe
 from parallel.models.rope import read_rope
 from worker.blocks.rope import RotaryEmbedding, inverse_frequencies
-from worker.kernels.torch_kernels import TorchKernels
+from worker.kernels.torch_heads import rotate
 
 HEAD_DIM = 64
 ORIGINAL = {"original_max_position_embeddings": 8192}
@@ -91,8 +91,8 @@ def test_part_of_a_head_is_rotated_as_transformers_does_and_the_rest_is_as_it_wa
     theirs = apply_rotary_pos_emb(q, k, *Glm4MoeRotaryEmbedding(config)(q, positions), unsqueeze_dim=1)
     angles = RotaryEmbedding(spec, device=torch.device("cpu"))(positions, dtype=torch.float32)
     for x, expected in zip((q, k), theirs, strict=True):
-        assert torch.equal(TorchKernels().rotate(x, *angles), expected)
-        assert torch.equal(TorchKernels().rotate(x, *angles)[..., HEAD_DIM // 2 :], x[..., HEAD_DIM // 2 :])
+        assert torch.equal(rotate(x, *angles), expected)
+        assert torch.equal(rotate(x, *angles)[..., HEAD_DIM // 2 :], x[..., HEAD_DIM // 2 :])
 
 
 def test_cos_and_sin_carry_the_attention_factor() -> None:

@@ -5,24 +5,19 @@ from dataclasses import dataclass
 import torch
 
 from attention.layer_memory import LayerMemory
-from moe.activation import Linear
-from parallel.collectives.communicator import Communicator
-from parallel.collectives.rows import gather_rows, reduce_scatter_rows
 from parallel.models.description import RopeSpec
 from worker.blocks.step_context import StepContext
-from worker.kernels.interface import Kernels, RowOperation
+from worker.blocks.tensor_parallel import EnteringRows, LeavingRows
+from worker.kernels.interface import Heads
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerHeads:
-    """One layer's attention on a rank: its heads, its rope, its cache group and its memory there.
+class AttentionLayer:
+    """One layer's attention on a rank: its rope, its cache group and its memory there.
 
     `sinks_H` [Hq], where there are any: a score of each head that takes its share of the weight and gives nothing.
     """
 
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     rope: RopeSpec
     group: str
     memory: LayerMemory
@@ -32,42 +27,22 @@ class LayerHeads:
 class AttentionBlock:
     """Grouped-query attention with rotary embedding."""
 
-    def __init__(
-        self,
-        *,
-        qkv: Linear,
-        output: Linear,
-        qk_norm: RowOperation | None,
-        kernels: Kernels,
-        heads: LayerHeads,
-        tp: Communicator,
-    ) -> None:
-        """`qk_norm` is done to the heads of q and then of k, [T, Hq + Hkv, D], before they are rotated."""
-        self._qkv = qkv
-        self._output = output
-        self._qk_norm = qk_norm
-        self._rotate = kernels.rotate
+    def __init__(self, *, enter: EnteringRows, heads: Heads, layer: AttentionLayer, leave: LeavingRows) -> None:
+        self._enter = enter
         self._heads = heads
-        self._tp = tp
+        self._layer = layer
+        self._leave = leave
 
-    def __call__(self, x_LH: torch.Tensor, context: StepContext) -> torch.Tensor:
-        """Collective over tp and cp: this rank's x [L, H] to the block's contribution [L, H]; T = tp · L rows."""
-        own = self._heads
-        heads = self._qkv(gather_rows(self._tp, x_LH))
-        heads = heads.view(-1, own.num_heads + 2 * own.num_kv_heads, own.head_dim)
-        qk, v = heads[:, : -own.num_kv_heads], heads[:, -own.num_kv_heads :]
-        if self._qk_norm is not None:
-            qk = self._qk_norm(qk)
-        qk = self._rotate(qk, *context.rotations[own.rope])
-        attended, lse = context.exchanges[own.group].attend(
-            qk[:, : own.num_heads],
-            (qk[:, own.num_heads :], v),
-            own.memory,
-            with_lse=own.sinks_H is not None,
+    def __call__(self, x_LH: torch.Tensor, residual: torch.Tensor, context: StepContext) -> torch.Tensor:
+        """Collective over tp and cp: `residual` [L, H] and on top of it what the block makes of x [L, H]."""
+        layer = self._layer
+        q, k, v = self._heads(self._enter(x_LH), *context.rotations[layer.rope])
+        attended, lse = context.exchanges[layer.group].attend(
+            q, (k, v), layer.memory, with_lse=layer.sinks_H is not None
         )
-        if own.sinks_H is not None and lse is not None:
-            attended = with_sinks(attended, lse, own.sinks_H)
-        return reduce_scatter_rows(self._tp, self._output(attended.flatten(1)))
+        if layer.sinks_H is not None and lse is not None:
+            attended = with_sinks(attended, lse, layer.sinks_H)
+        return self._leave(attended.flatten(1), residual=residual)
 
 
 def with_sinks(attended_THD: torch.Tensor, lse_TH: torch.Tensor, sinks_H: torch.Tensor) -> torch.Tensor:

@@ -2,21 +2,20 @@
 
 import torch
 
-from moe.activation import Linear
-from parallel.collectives.communicator import Communicator
-from parallel.collectives.rows import gather_rows, reduce_scatter_rows
+from moe.linear import RowOperation
 from worker.blocks.step_context import StepContext
+from worker.blocks.tensor_parallel import EnteringRows, LeavingRows
 
 
 class FeedForwardBlock:
     """down(activation(gate, up)), `gated` being all but the down product."""
 
-    def __init__(self, *, gated: Linear, down: Linear, tp: Communicator) -> None:
+    def __init__(self, *, enter: EnteringRows, gated: RowOperation, leave: LeavingRows) -> None:
+        self._enter = enter
         self._gated = gated
-        self._down = down
-        self._tp = tp
+        self._leave = leave
 
-    def __call__(self, x_TH: torch.Tensor, context: StepContext) -> torch.Tensor:
-        """Collective over tp: x [T, H] to this block's contribution [T, H]."""
+    def __call__(self, x_LH: torch.Tensor, residual: torch.Tensor, context: StepContext) -> torch.Tensor:
+        """Collective over tp: `residual` [L, H] and on top of it what the block makes of x [L, H]."""
         del context
-        return reduce_scatter_rows(self._tp, self._down(self._gated(gather_rows(self._tp, x_TH))))
+        return self._leave(self._gated(self._enter(x_LH)), residual=residual)

@@ -4,19 +4,21 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from moe.activation import Linear
 from moe.experts import ExpertWeights
 from moe.gate import Gate
+from moe.linear import Linear
+from moe.slots import SlotMap
 from parallel.collectives.groups import RankGroups
 from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
 from parallel.models.gates import SWIGLU
-from worker.blocks.attention import AttentionBlock, LayerHeads
+from worker.blocks.attention import AttentionBlock, AttentionLayer
 from worker.blocks.expert_share import ExpertShare
 from worker.blocks.experts import ExpertBlock
 from worker.blocks.feed_forward import FeedForwardBlock
+from worker.blocks.tensor_parallel import EnteringRows, LeavingRows
 from worker.blocks.vocabulary import Embedding, Output
-from worker.kernels.interface import Kernels, RowOperation
+from worker.kernels.interface import HeadWeights, Kernels, Norm
 from worker.kv_memory import KvMemory
 from worker.weights import Weights
 
@@ -53,45 +55,51 @@ class Parts:
         """The token embedding; its weight stays for an output that is tied to it."""
         return Embedding(self._weights[name], dtype=self._dtype, tp=self._groups["attn_tp"])
 
-    def norm(self, name: str) -> RowOperation:
-        """A norm over the hidden size."""
-        return self._kernels.norm(self._weights.pop(name), eps=self.description.norm_eps)
+    def norm(self, name: str) -> Norm:
+        """A norm over the hidden size, for the block behind it, or for several over the same rows."""
+        return Norm(weight=self._weights.pop(name), eps=self.description.norm_eps)
 
     def output(self, *, norm: str, head: str) -> Output:
         """The last norm and the output product."""
         return Output(
-            norm=self.norm(norm),
+            norm=self._kernels.norm(self.norm(norm)),
             head=self._kernels.linear([self._weights[head]]),
             tp=self._groups["attn_tp"],
             vocab_size=self.description.vocab_size,
         )
 
     def attention(
-        self, prefix: str, *, layer: int, qkv_bias: bool = False, o_bias: bool = False, qk_norm: bool = False
+        self,
+        prefix: str,
+        *,
+        layer: int,
+        norm: Norm,
+        qkv_bias: bool = False,
+        o_bias: bool = False,
+        qk_norm: bool = False,
     ) -> AttentionBlock:
         """The attention of layer `layer`: q_proj, k_proj, v_proj, o_proj of `prefix`, and what the flags add."""
-        has_sinks = self.description.attention[layer].has_sinks
-        heads = self._layer_heads(layer, sinks_H=self._weights.pop(f"{prefix}.sinks") if has_sinks else None)
-        qkv = [f"{prefix}.{name}" for name in ("q_proj", "k_proj", "v_proj")]
+        biases = self._held(f"{prefix}.o_proj.bias") if o_bias else []
+        enter, norm_inside = self._enter(norm)
+        weights = self._head_weights(prefix, layer=layer, has_biases=qkv_bias, has_head_norms=qk_norm)
         return AttentionBlock(
-            qkv=self._linear(
-                *(f"{name}.weight" for name in qkv), biases=[f"{name}.bias" for name in qkv] if qkv_bias else []
-            ),
-            output=self._linear(
-                f"{prefix}.o_proj.weight", biases=self._held(f"{prefix}.o_proj.bias") if o_bias else []
-            ),
-            qk_norm=self._qk_norm(prefix, heads) if qk_norm else None,
-            kernels=self._kernels,
-            heads=heads,
-            tp=self._groups["attn_tp"],
+            enter=enter,
+            heads=self._kernels.heads(weights, norm=norm_inside),
+            layer=self._attention_layer(prefix, layer=layer),
+            leave=self._leave(f"{prefix}.o_proj.weight", biases=biases),
         )
 
-    def feed_forward(self, *, gate: str, up: str, down: str) -> FeedForwardBlock:
+    def feed_forward(self, *, gate: str, up: str, down: str, norm: Norm) -> FeedForwardBlock:
         """A dense feed-forward block of the three tensors named."""
-        gated = self._kernels.gated(self._weights.pop(gate), self._weights.pop(up), activation=SWIGLU)
-        return FeedForwardBlock(gated=gated, down=self._linear(down), tp=self._groups["attn_tp"])
+        enter, norm_inside = self._enter(norm)
+        gates, ups = self._weights.pop(gate), self._weights.pop(up)
+        return FeedForwardBlock(
+            enter=enter,
+            gated=self._kernels.gated(gates, ups, activation=SWIGLU, norm=norm_inside),
+            leave=self._leave(down),
+        )
 
-    def experts(self, *, layer: int, gate: str, expert: str, names: Mapping[str, str]) -> ExpertBlock:
+    def experts(self, *, layer: int, norm: Norm, gate: str, expert: str, names: Mapping[str, str]) -> ExpertBlock:
         """The experts of layer `layer` behind the gate named.
 
         `expert` is a prefix with `{}` for the expert's number, `names` give gate, up, down.
@@ -103,9 +111,9 @@ class Parts:
             )
             return ExpertWeights(gate=gate, up=up, down=down)
 
-        return self._experts(gate, layer=layer, weights=weights)
+        return self._experts(gate, layer=layer, norm=norm, weights=weights)
 
-    def paired_experts(self, *, layer: int, gate: str, prefix: str) -> ExpertBlock:
+    def paired_experts(self, *, layer: int, norm: Norm, gate: str, prefix: str) -> ExpertBlock:
         """The same of experts with biases, the rows of whose gate and up lie in turn.
 
         Expert E's are `prefix`.E.gate_up_proj and down_proj, with _bias each.
@@ -123,51 +131,66 @@ class Parts:
                 down_bias=self._weights.pop(held[0]) if held else None,
             )
 
-        return self._experts(gate, layer=layer, weights=weights)
+        return self._experts(gate, layer=layer, norm=norm, weights=weights)
 
-    def _experts(self, gate: str, *, layer: int, weights: Callable[[int], ExpertWeights]) -> ExpertBlock:
+    def _experts(self, gate: str, *, layer: int, norm: Norm, weights: Callable[[int], ExpertWeights]) -> ExpertBlock:
         experts, share = self.description.experts, self._expert_share
         assert experts is not None and share is not None
         held, slots = share.layers[layer].held, share.layers[layer].slots
         # An expert may have two slots here: it is loaded once.
         loaded = {index: weights(index) for index in sorted(set(held))}
         return ExpertBlock(
-            gate=self._gate(gate),
-            slots=slots,
+            gate=self._gate(gate, norm=norm, slots=slots),
             dispatchers=share.dispatchers,
             experts=self._kernels.experts(
                 [loaded[index] for index in held], first=share.first_slot, activation=experts.activation
             ),
         )
 
-    def _gate(self, prefix: str) -> Gate:
+    def _gate(self, prefix: str, *, norm: Norm, slots: SlotMap) -> Gate:
         assert self.description.experts is not None
         spec = self.description.experts.gate
-        return Gate(
+        return self._kernels.gate(
             spec,
-            logits=self._linear(f"{prefix}.weight", biases=[f"{prefix}.bias"] if spec.has_bias else []),
-            correction_E=self._weights.pop(f"{prefix}.e_score_correction_bias") if spec.has_correction else None,
+            weight=self._weights.pop(f"{prefix}.weight"),
+            bias=self._weights.pop(f"{prefix}.bias") if spec.has_bias else None,
+            correction=self._weights.pop(f"{prefix}.e_score_correction_bias") if spec.has_correction else None,
+            norm=norm,
+            slots=slots,
         )
 
-    def _layer_heads(self, layer: int, *, sinks_H: torch.Tensor | None) -> LayerHeads:
+    def _attention_layer(self, prefix: str, *, layer: int) -> AttentionLayer:
         attention, group = self.description.attention[layer], self.description.group_of(layer)
-        return LayerHeads(
-            num_heads=self._share.num_heads(layer),
-            num_kv_heads=self._share.kv_heads(group).padded,
-            head_dim=group.key.width,
+        return AttentionLayer(
             rope=attention.rope,
             group=group.name,
             memory=self._memory.layer(layer, group=group, scale=attention.scale),
-            sinks_H=sinks_H,
+            sinks_H=self._weights.pop(f"{prefix}.sinks") if attention.has_sinks else None,
         )
 
-    def _qk_norm(self, prefix: str, heads: LayerHeads) -> RowOperation:
-        """A norm over each head of q and then of k, as Qwen3 has it; every head of q has one weight, every one of k
-        another.
-        """
-        query_D, key_D = (self._weights.pop(f"{prefix}.{name}_norm.weight") for name in ("q", "k"))
-        weights = [query_D.expand(heads.num_heads, -1), key_D.expand(heads.num_kv_heads, -1)]
-        return self._kernels.norm(torch.cat(weights), eps=self.description.norm_eps)
+    def _head_weights(self, prefix: str, *, layer: int, has_biases: bool, has_head_norms: bool) -> HeadWeights:
+        qkv = [f"{prefix}.{name}" for name in ("q_proj", "k_proj", "v_proj")]
+        group = self.description.group_of(layer)
+        return HeadWeights(
+            qkv=[self._weights.pop(f"{name}.weight") for name in qkv],
+            biases=[self._weights.pop(f"{name}.bias") for name in qkv] if has_biases else [],
+            head_norms=(
+                (self.norm(f"{prefix}.q_norm.weight"), self.norm(f"{prefix}.k_norm.weight")) if has_head_norms else None
+            ),
+            num_heads=self._share.num_heads(layer),
+            num_kv_heads=self._share.kv_heads(group).padded,
+            head_dim=group.key.width,
+        )
+
+    def _enter(self, norm: Norm) -> tuple[EnteringRows, Norm | None]:
+        """How rows enter a block, and the norm that is left to its first product."""
+        tp = self._groups["attn_tp"]
+        if tp.size == 1:
+            return EnteringRows(None, tp=tp), norm
+        return EnteringRows(self._kernels.norm(norm), tp=tp), None
+
+    def _leave(self, name: str, *, biases: Sequence[str] = ()) -> LeavingRows:
+        return LeavingRows(self._linear(name, biases=biases), tp=self._groups["attn_tp"])
 
     def _held(self, bias: str) -> list[str]:
         """The bias, where this rank is the one that adds it to a sum over ranks."""

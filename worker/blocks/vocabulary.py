@@ -7,10 +7,9 @@ vocabulary, Vp tokens of this rank's part.
 import torch
 import torch.nn.functional as F
 
-from moe.activation import Linear
+from moe.linear import Linear, RowOperation
 from parallel.collectives.communicator import Communicator
 from parallel.collectives.rows import gather_rows, reduce_scatter_rows
-from worker.kernels.interface import RowOperation
 
 
 class Embedding:
@@ -34,7 +33,7 @@ class Embedding:
 
 
 class Output:
-    """RowOperation to logits: the last norm and the product with the vocabulary."""
+    """Rows to logits: the last norm and the product with the vocabulary."""
 
     def __init__(self, *, norm: RowOperation, head: Linear, tp: Communicator, vocab_size: int) -> None:
         self._norm = norm

@@ -1,14 +1,16 @@
 """What blocks ask of the arithmetic under them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from moe.activation import Linear
 from moe.experts import Experts, ExpertWeights
-from parallel.models.gates import Activation
+from moe.gate import Gate
+from moe.linear import Linear, RowOperation
+from moe.slots import SlotMap
+from parallel.models.gates import Activation, GateSpec
 from proto import control_pb2
 
 
@@ -20,19 +22,56 @@ class Draw:
     position: int
 
 
-#: What is done to each row by itself: [T, ...] to the same.
-RowOperation = Callable[[torch.Tensor], torch.Tensor]
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """The root mean square norm (arXiv 1910.07467) over rows [T, D], times `weight` [D]."""
+
+    weight: torch.Tensor
+    eps: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadWeights:
+    """What gives the heads of attention: the weights [heads · D, in] of q, k and v and their `biases`, or none; a norm
+    that is done to each head of q, one [D] for all of them, and another to those of k, or none.
+    """
+
+    qkv: Sequence[torch.Tensor]
+    biases: Sequence[torch.Tensor]
+    head_norms: tuple[Norm, Norm] | None
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+class Heads(Protocol):
+    """The heads of rows."""
+
+    def __call__(
+        self, x_TH: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x [T, H] to q [T, Hq, D], k and v [T, Hkv, D]. Of q and k the first 2 · F elements of a head are rotated by
+        cos and sin [T, 1, F]: element i pairs with element i + F.
+
+        ```
+        |  0 .. F-1  |  F .. 2F-1  |  2F ..       |
+        |  left      |  right      |  stays as is |
+        ```
+        """
+        ...
 
 
 class Kernels(Protocol):
-    """Makes the operations of one rank's blocks."""
+    """Makes the operations of one rank's blocks. Where a product has a `norm`, that is done to its rows before."""
 
     @property
     def widens(self) -> bool:
         """Whether its weights may have fewer bits than the rows that they meet."""
         ...
 
-    def linear(self, parts: Sequence[torch.Tensor], *, biases: Sequence[torch.Tensor] = ()) -> Linear:
+    def linear(
+        self, parts: Sequence[torch.Tensor], *, biases: Sequence[torch.Tensor] = (), norm: Norm | None = None
+    ) -> Linear:
         """The product x [T, in] -> [T, out] with the weights of `parts`, each [out_i, in], stacked along out.
 
         `biases`, each [out_i], are one for each part, or none.
@@ -46,28 +85,34 @@ class Kernels(Protocol):
         *,
         biases: tuple[torch.Tensor, torch.Tensor] | None = None,
         activation: Activation,
-    ) -> Linear:
+        norm: Norm | None = None,
+    ) -> RowOperation:
         """x [T, in] -> activation of its products with gate and up [I, in]: [T, I]; `biases`, each [I], or none."""
+        ...
+
+    def heads(self, weights: HeadWeights, *, norm: Norm | None) -> Heads:
+        """The products with q, k and v, and what is done to their heads."""
+        ...
+
+    def gate(
+        self,
+        spec: GateSpec,
+        *,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        correction: torch.Tensor | None,
+        norm: Norm,
+        slots: SlotMap,
+    ) -> Gate:
+        """The gate with `weight` [E, H] and the vectors [E] that `spec` asks for; its rows leave normed."""
         ...
 
     def experts(self, weights: Sequence[ExpertWeights], *, first: int, activation: Activation) -> Experts:
         """The experts of the slots from `first` on, one of `weights` each; one that has two slots is held once."""
         ...
 
-    def norm(self, weight: torch.Tensor, *, eps: float) -> RowOperation:
-        """The root mean square norm (arXiv 1910.07467) over the last dimension, times `weight`: [D] for rows [T, D], or
-        one for each head [heads, D] for rows [T, heads, D].
-        """
-        ...
-
-    def rotate(self, x_THD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Rotates the first 2 · F elements of each head, cos and sin [T, 1, F]: element i pairs with element i + F.
-
-        ```
-        |  0 .. F-1  |  F .. 2F-1  |  2F ..       |
-        |  left      |  right      |  stays as is |
-        ```
-        """
+    def norm(self, norm: Norm) -> RowOperation:
+        """The norm by itself."""
         ...
 
     def draw(self, logits_SV: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:

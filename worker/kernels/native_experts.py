@@ -1,13 +1,15 @@
 """All experts of a layer in one call."""
 
+import ctypes
 from collections.abc import Sequence
 
 import torch
 
 from moe.experts import ExpertWeights
-from native.library import Expert
+from moe.routed_rows import RoutedRows
+from native.library import Expert, Experts
 from parallel.models.gates import Activation
-from worker.kernels.native_products import Packed, Packer, activation_floats, checked_rows
+from worker.kernels.native_products import Packed, Packer, as_activation, checked_sum
 
 
 class NativeExperts:
@@ -17,30 +19,37 @@ class NativeExperts:
         """Packs each of `weights`, one for each slot from `first` on; one that has two slots once."""
         held = {id(each): _pack(each, packer) for each in weights}
         self._held = [held[id(each)] for each in weights]
-        self._experts = (Expert * len(weights))(
-            *(Expert(*gated.pointers, *down.pointers) for gated, down in self._held)
-        )
+        self._gated = self._held[0][0]
+        self._each = (Expert * len(weights))(*(Expert(*gated.pointers, *down.pointers) for gated, down in self._held))
         self._first = first
-        self._activation = activation_floats(activation)
+        self._by = as_activation(activation)
+        self._layers: dict[int, Experts] = {}  # by the number of choices
         self._run = packer.library.experts
         self._num_threads = packer.library.num_threads
 
-    def run(self, x_NH: torch.Tensor, slots_NK: torch.Tensor, weights_NK: torch.Tensor) -> torch.Tensor:
+    def run(self, rows: RoutedRows, *, plus: torch.Tensor | None = None) -> torch.Tensor:
         """See Experts."""
-        gated, _ = self._held[0]
-        x = checked_rows(x_NH, gated.size).contiguous()
-        slots, weights = slots_NK.contiguous(), weights_NK.to(torch.float32).contiguous()
-        assert slots.shape == weights.shape and slots.dtype == torch.int64, (slots.shape, slots.dtype, weights.shape)
+        gated, form, packed = self._gated, rows.form, rows.packed
+        assert form.hidden_size == gated.size and form.dtype == torch.float32 and packed.is_contiguous(), form
+        num_rows = packed.shape[0]
         # As if each row chose all of its experts here: what is not written to costs nothing.
-        hidden, out = x.new_empty((slots.numel(), gated.out)), torch.empty_like(x)
+        hidden = torch.empty((num_rows * form.top_k, gated.out))
+        out = torch.empty((num_rows, gated.size))
         self._run(
-            *(self._experts, self._first, len(self._experts), gated.stored),
-            *(x.data_ptr(), *x.shape),
-            *(slots.data_ptr(), weights.data_ptr(), slots.shape[1], gated.out),
-            *self._activation,
+            *(self._layer(form.top_k), packed.data_ptr(), form.row_bytes // 4, num_rows),
+            checked_sum(plus, out),
             *(hidden.data_ptr(), out.data_ptr(), self._num_threads),
         )
         return out
+
+    def _layer(self, choices: int) -> int:
+        """Its address, for rows of so many choices."""
+        if choices not in self._layers:
+            each, gated = ctypes.addressof(self._each), self._gated
+            self._layers[choices] = Experts(
+                each, self._first, len(self._each), gated.size, gated.out, choices, self._by, gated.stored
+            )
+        return ctypes.addressof(self._layers[choices])
 
 
 def _pack(weights: ExpertWeights, packer: Packer) -> tuple[Packed, Packed]:

@@ -5,15 +5,19 @@ from dataclasses import replace
 
 import torch
 
-from moe.activation import Linear
 from moe.experts import Experts, ExpertWeights
+from moe.gate import Gate
+from moe.linear import Linear, RowOperation
+from moe.slots import SlotMap
 from native.arena import Arena
 from native.library import NativeLibrary
-from parallel.models.gates import Activation
-from worker.kernels.interface import Draw, RowOperation, stacked
+from parallel.models.gates import Activation, GateSpec
+from worker.kernels.interface import Draw, Heads, HeadWeights, Norm, stacked
 from worker.kernels.native_experts import NativeExperts
+from worker.kernels.native_gate import NativeGate
+from worker.kernels.native_heads import NativeHeads
 from worker.kernels.native_products import STORED, NativeGated, NativeLinear, Packer
-from worker.kernels.native_rows import NativeNorm, rotate_natively
+from worker.kernels.native_rows import NativeNorm
 from worker.kernels.native_sampler import draw_natively
 from worker.kernels.torch_kernels import TorchKernels
 
@@ -27,11 +31,14 @@ class NativeKernels:
         self._packer = Packer(library, arena=Arena())
         self._torch = TorchKernels()
 
-    def linear(self, parts: Sequence[torch.Tensor], *, biases: Sequence[torch.Tensor] = ()) -> Linear:
+    def linear(
+        self, parts: Sequence[torch.Tensor], *, biases: Sequence[torch.Tensor] = (), norm: Norm | None = None
+    ) -> Linear:
         """See Kernels."""
-        if parts[0].dtype not in STORED:
-            return self._torch.linear(parts, biases=biases)
-        return NativeLinear(stacked(parts), stacked(biases) if biases else None, packer=self._packer)
+        if not _covers(parts[0], norm):
+            return self._torch.linear(parts, biases=biases, norm=norm)
+        packed = self._packer.pack(stacked(parts), stacked(biases) if biases else None, norm=norm)
+        return NativeLinear(packed, library=self._packer.library)
 
     def gated(
         self,
@@ -40,12 +47,37 @@ class NativeKernels:
         *,
         biases: tuple[torch.Tensor, torch.Tensor] | None = None,
         activation: Activation,
-    ) -> Linear:
+        norm: Norm | None = None,
+    ) -> RowOperation:
         """See Kernels."""
-        if gate.dtype not in STORED:
-            return self._torch.gated(gate, up, biases=biases, activation=activation)
-        gate, up = _alike(gate, up)
-        return NativeGated(gate, up, biases, activation=activation, packer=self._packer)
+        if not _covers(gate, norm):
+            return self._torch.gated(gate, up, biases=biases, activation=activation, norm=norm)
+        packed = self._packer.pack_pairs(*_alike(gate, up), biases, norm=norm)
+        return NativeGated(packed, activation=activation, library=self._packer.library)
+
+    def heads(self, weights: HeadWeights, *, norm: Norm | None) -> Heads:
+        """See Kernels."""
+        if not _covers(weights.qkv[0], norm):
+            return self._torch.heads(weights, norm=norm)
+        bias = stacked(weights.biases) if weights.biases else None
+        packed = self._packer.pack(stacked(weights.qkv), bias, norm=norm)
+        return NativeHeads(weights, packed=packed, library=self._packer.library)
+
+    def gate(
+        self,
+        spec: GateSpec,
+        *,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        correction: torch.Tensor | None,
+        norm: Norm,
+        slots: SlotMap,
+    ) -> Gate:
+        """See Kernels."""
+        if not _covers(weight, norm):
+            return self._torch.gate(spec, weight=weight, bias=bias, correction=correction, norm=norm, slots=slots)
+        packed = self._packer.pack(weight, bias, norm=norm)
+        return NativeGate(spec, logits=packed, correction=correction, slots=slots, library=self._packer.library)
 
     def experts(self, weights: Sequence[ExpertWeights], *, first: int, activation: Activation) -> Experts:
         """See Kernels."""
@@ -57,23 +89,22 @@ class NativeKernels:
             weights = [widened[id(each)] for each in weights]
         return NativeExperts(weights, first=first, activation=activation, packer=self._packer)
 
-    def norm(self, weight: torch.Tensor, *, eps: float) -> RowOperation:
+    def norm(self, norm: Norm) -> RowOperation:
         """See Kernels."""
-        if weight.dtype != torch.float32:
-            return self._torch.norm(weight, eps=eps)
-        return NativeNorm(weight, eps=eps, library=self._packer.library)
-
-    def rotate(self, x_THD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """See Kernels."""
-        if x_THD.dtype != torch.float32:
-            return self._torch.rotate(x_THD, cos, sin)
-        return rotate_natively(x_THD, cos, sin, library=self._packer.library)
+        if norm.weight.dtype != torch.float32:
+            return self._torch.norm(norm)
+        return NativeNorm(norm, library=self._packer.library)
 
     def draw(self, logits_SV: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
         """See Kernels."""
         if logits_SV.dtype != torch.float32 or logits_SV.device.type != "cpu":
             return self._torch.draw(logits_SV, draws)
         return draw_natively(self._packer.library, logits_SV, draws)
+
+
+def _covers(weight: torch.Tensor, norm: Norm | None) -> bool:
+    """Whether rows by `weight` are float32: its own dtype may be another, that of what is no matrix may not."""
+    return weight.dtype in STORED and (norm is None or norm.weight.dtype == torch.float32)
 
 
 def _alike(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,19 +7,17 @@ import torch
 
 from worker.blocks.parts import Parts
 from worker.blocks.step_context import StepContext
+from worker.kernels.interface import Norm
 
-#: Rows [T, H] to a contribution [T, H].
-Block = Callable[[torch.Tensor, StepContext], torch.Tensor]
-Norm = Callable[[torch.Tensor], torch.Tensor]
+#: (x [T, H], residual [T, H], context): the residual, and on top of it what the block makes of x, its norm included.
+Block = Callable[[torch.Tensor, torch.Tensor, StepContext], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderLayer:
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """x + attention(x), then x + feed_forward(x)."""
 
-    input_norm: Norm
     attention: Block
-    post_attention_norm: Norm
     feed_forward: Block
 
 
@@ -29,39 +27,44 @@ def decoder_layer(parts: Parts, *, layer: int, feed_forward: Block, **attention:
     `attention` are the flags of `Parts.attention`.
     """
     prefix = f"model.layers.{layer}"
+    norm = parts.norm(f"{prefix}.input_layernorm.weight")
     return DecoderLayer(
-        input_norm=parts.norm(f"{prefix}.input_layernorm.weight"),
-        attention=parts.attention(f"{prefix}.self_attn", layer=layer, **attention),
-        post_attention_norm=parts.norm(f"{prefix}.post_attention_layernorm.weight"),
+        attention=parts.attention(f"{prefix}.self_attn", layer=layer, norm=norm, **attention),
         feed_forward=feed_forward,
     )
 
 
+def feed_forward_norm(parts: Parts, *, layer: int) -> Norm:
+    """The norm before the feed-forward of layer `layer` under the name of the Llama family."""
+    return parts.norm(f"model.layers.{layer}.post_attention_layernorm.weight")
+
+
 def dense_block(parts: Parts, *, layer: int) -> Block:
-    """The dense feed-forward of layer `layer` under the names of the Llama family."""
-    return feed_forward_block(parts, prefix=f"model.layers.{layer}.mlp")
+    """The dense feed-forward of layer `layer` under the names of the Llama family, with its norm."""
+    return feed_forward_block(parts, prefix=f"model.layers.{layer}.mlp", norm=feed_forward_norm(parts, layer=layer))
 
 
-def feed_forward_block(parts: Parts, *, prefix: str) -> Block:
+def feed_forward_block(parts: Parts, *, prefix: str, norm: Norm) -> Block:
     """The dense feed-forward at `prefix` under the names of the Llama family."""
     return parts.feed_forward(
-        gate=f"{prefix}.gate_proj.weight", up=f"{prefix}.up_proj.weight", down=f"{prefix}.down_proj.weight"
+        gate=f"{prefix}.gate_proj.weight",
+        up=f"{prefix}.up_proj.weight",
+        down=f"{prefix}.down_proj.weight",
+        norm=norm,
     )
 
 
 class Sum:
-    """Blocks side by side: the contributions of all, run in order."""
+    """Blocks side by side over the same rows, their contributions added up in order."""
 
     def __init__(self, *blocks: Block) -> None:
         self._blocks = blocks
 
-    def __call__(self, x_TH: torch.Tensor, context: StepContext) -> torch.Tensor:
-        """Collective as its blocks are: x [T, H] to their contribution [T, H]."""
-        first, *rest = self._blocks
-        out_TH = first(x_TH, context)
-        for block in rest:
-            out_TH = out_TH + block(x_TH, context)
-        return out_TH
+    def __call__(self, x_TH: torch.Tensor, residual: torch.Tensor, context: StepContext) -> torch.Tensor:
+        """Collective as its blocks are."""
+        for block in self._blocks:
+            residual = block(x_TH, residual, context)
+        return residual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,7 @@ class Decoder:
     def __call__(self, x_TH: torch.Tensor, context: StepContext, *, on_layer: Callable[[int], None]) -> torch.Tensor:
         """x [T, H] through the stage's layers; `on_layer(i)` is called when the i-th of them is computed."""
         for index, layer in enumerate(self.layers):
-            x_TH = x_TH + layer.attention(layer.input_norm(x_TH), context)
-            x_TH = x_TH + layer.feed_forward(layer.post_attention_norm(x_TH), context)
+            x_TH = layer.attention(x_TH, x_TH, context)
+            x_TH = layer.feed_forward(x_TH, x_TH, context)
             on_layer(index)
         return x_TH

@@ -1,7 +1,15 @@
 """GLM-4.5's layers: dense ones first, then experts beside one that every row takes."""
 
 from worker.blocks.parts import Parts
-from worker.models.decoder import Block, DecoderLayer, Sum, decoder_layer, dense_block, feed_forward_block
+from worker.models.decoder import (
+    Block,
+    DecoderLayer,
+    Sum,
+    decoder_layer,
+    dense_block,
+    feed_forward_block,
+    feed_forward_norm,
+)
 
 
 def build_layer(parts: Parts, *, layer: int) -> DecoderLayer:
@@ -18,11 +26,12 @@ def build_layer(parts: Parts, *, layer: int) -> DecoderLayer:
 
 
 def _experts(parts: Parts, *, layer: int) -> Block:
-    prefix = f"model.layers.{layer}.mlp"
+    prefix, norm = f"model.layers.{layer}.mlp", feed_forward_norm(parts, layer=layer)
     chosen = parts.experts(
         layer=layer,
+        norm=norm,
         gate=f"{prefix}.gate",
         expert=f"{prefix}.experts.{{}}",
         names={"gate": "gate_proj", "up": "up_proj", "down": "down_proj"},
     )
-    return Sum(chosen, feed_forward_block(parts, prefix=f"{prefix}.shared_experts"))
+    return Sum(chosen, feed_forward_block(parts, prefix=f"{prefix}.shared_experts", norm=norm))

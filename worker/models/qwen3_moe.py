@@ -1,7 +1,7 @@
 """Qwen3-MoE's layers: Qwen3's attention, and experts or a dense feed-forward."""
 
 from worker.blocks.parts import Parts
-from worker.models.decoder import Block, DecoderLayer, decoder_layer, dense_block
+from worker.models.decoder import Block, DecoderLayer, decoder_layer, dense_block, feed_forward_norm
 
 
 def build_layer(parts: Parts, *, layer: int) -> DecoderLayer:
@@ -15,6 +15,7 @@ def _experts(parts: Parts, *, layer: int) -> Block:
     prefix = f"model.layers.{layer}.mlp"
     return parts.experts(
         layer=layer,
+        norm=feed_forward_norm(parts, layer=layer),
         gate=f"{prefix}.gate",
         expert=f"{prefix}.experts.{{}}",
         names={"gate": "gate_proj", "up": "up_proj", "down": "down_proj"},
