@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from attention.layer_memory import LayerFormat, LayerMemory, bind_layer
+from native.arena import Arena
 from parallel.storage import CacheGroup, RankStorage
 
 
@@ -25,4 +26,9 @@ class KvMemory:
 
 def allocate_kv(storage: RankStorage, *, device: torch.device) -> KvMemory:
     """Zeroed memory: values that nothing has written yet are multiplied, by zero, and must be finite."""
-    return KvMemory(storage=storage, region=torch.zeros(storage.num_bytes, dtype=torch.uint8, device=device))
+    if device.type == "cpu" and storage.num_bytes:
+        # In huge pages, and none of them is there before it is used.
+        region = torch.frombuffer(Arena().take(storage.num_bytes), dtype=torch.uint8)
+    else:
+        region = torch.zeros(storage.num_bytes, dtype=torch.uint8, device=device)
+    return KvMemory(storage=storage, region=region)

@@ -50,7 +50,7 @@ struct AttentionShape {
   float scale;
 };
 
-struct Queries {
+struct QueryRows {
   const float* first;
   int64_t row_stride;
   int64_t head_stride;
@@ -93,21 +93,26 @@ void find(Block& block, int64_t first, int64_t kv_len, const int32_t* pages, con
   }
 }
 
-// Products of q with kLanes keys.
-inline Vector dots(const float* q, const float* const* keys, int64_t width) {
-  Vector sums[kLanes] = {};
-  int64_t at = 0;
-  for (; at + kLanes <= width; at += kLanes) {
-    const Vector part = load(q + at);
-#pragma GCC unroll 16
-    for (int key = 0; key < kLanes; ++key) sums[key] += part * load(keys[key] + at);
-  }
-  if (at < width) {
-    const Vector part = load_part(q + at, width - at);
-    for (int key = 0; key < kLanes; ++key) sums[key] += part * load_part(keys[key] + at, width - at);
-  }
-  return sum_each(sums);
+// Asks for a row of `width` floats before it is read: rows of a page follow each other, but pages do not.
+inline void ask_for(const float* row, int64_t width) {
+  constexpr int64_t kLine = 16;
+  for (int64_t at = 0; at < width; at += kLine) __builtin_prefetch(row + at);
 }
+
+// What some queries see of a block: its keys [begin, end). The first queries of an item ask for what is read next: values
+// while keys are read, and keys of the `next` block, where there is one, while values are.
+struct Part {
+  const Block& block;
+  int64_t begin;
+  int64_t end;
+  bool asks;
+  const Block* next;
+};
+
+// Queries of one row and KV head that meet a block together, so that its keys and values are loaded once for them; and
+// keys that they meet at once, or vectors of values: as many sums as there are registers.
+constexpr int kQueries = 4;
+constexpr int kTogether = kLanes == 16 ? 4 : 2;
 
 // The state of one query: the largest score so far, and the sum and the output scaled by it.
 struct State {
@@ -115,59 +120,161 @@ struct State {
   float sum = 0.0f;
 };
 
-// Takes the keys [begin, end) of a block into the state and into output [width].
-void attend(const float* q, const Block& block, int64_t begin, int64_t end, const AttentionShape& shape, State& state,
-            float* output) {
-  alignas(kVectorBytes) float weights[kKeys];
-  const int64_t first = begin / kLanes * kLanes;
-  float largest = state.largest;
-  for (int64_t group = first; group < end; group += kLanes) {
-    const float* keys[kLanes];
-    for (int64_t lane = 0; lane < kLanes; ++lane) keys[lane] = block.keys[std::clamp(group + lane, begin, end - 1)];
-    store(weights + group, dots(q, keys, shape.key_width) * splat(shape.scale));
+// `kCount` queries, what they have seen, and their scores of a block, then their weights.
+template <int kCount>
+struct Queries {
+  const float* q[kCount];
+  State* states[kCount];
+  float* outputs[kCount];
+  alignas(kVectorBytes) float weights[kCount][kKeys];
+};
+
+// Products of all queries with kTogether keys, to sums[query][at] and following.
+template <int kCount>
+inline void meet(const Queries<kCount>& queries, const float* const* keys, int64_t width, Vector (*sums)[kLanes], int at) {
+  Vector found[kCount][kTogether] = {};
+  for (int64_t element = 0; element < width; element += kLanes) {
+    const int64_t left = width - element;
+    Vector parts[kTogether];
+    for (int key = 0; key < kTogether; ++key) parts[key] = load_part(keys[key] + element, left);
+    for (int query = 0; query < kCount; ++query) {
+      const Vector part = load_part(queries.q[query] + element, left);
+      for (int key = 0; key < kTogether; ++key) found[query][key] += part * parts[key];
+    }
   }
-  for (int64_t at = begin; at < end; ++at) largest = weights[at] > largest ? weights[at] : largest;
+  for (int query = 0; query < kCount; ++query) {
+    for (int key = 0; key < kTogether; ++key) sums[query][at + key] = found[query][key];
+  }
+}
+
+// Scores of the part's keys. Lanes of other keys have the score of one of them.
+template <int kCount>
+void score(Queries<kCount>& queries, const Part& part, const AttentionShape& shape) {
+  for (int64_t first = part.begin / kLanes * kLanes; first < part.end; first += kLanes) {
+    const float* keys[kLanes];
+    Vector sums[kCount][kLanes];
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const int64_t key = std::clamp(first + lane, part.begin, part.end - 1);
+      keys[lane] = part.block.keys[key];
+      if (part.asks) ask_for(part.block.values[key], shape.value_width);
+    }
+    for (int at = 0; at < kLanes; at += kTogether) meet(queries, keys + at, shape.key_width, sums, at);
+    for (int query = 0; query < kCount; ++query) {
+      store(queries.weights[query] + first, sum_each(sums[query]) * splat(shape.scale));
+    }
+  }
+}
+
+// Scores to weights, and the share that the state keeps of its sum and output.
+float weigh(float* weights, const Part& part, State& state) {
+  const int64_t first = part.begin / kLanes * kLanes;
+  Vector most = splat(state.largest);
+  for (int64_t at = first; at < part.end; at += kLanes) {
+    const Vector scores = load(weights + at);
+    most = scores > most ? scores : most;
+  }
+  const float largest = largest_of(most);
   Vector sums{};
-  for (int64_t group = first; group < end; group += kLanes) {
-    store(weights + group, exp_of(load(weights + group) - splat(largest)));
-    for (int64_t at = group; at < std::min(group + kLanes, begin); ++at) weights[at] = 0.0f;
-    for (int64_t at = end; at < group + kLanes; ++at) weights[at] = 0.0f;
-    sums += load(weights + group);
+  for (int64_t at = first; at < part.end; at += kLanes) {
+    store(weights + at, exp_of(load(weights + at) - splat(largest)));
+    for (int64_t key = at; key < std::min(at + kLanes, part.begin); ++key) weights[key] = 0.0f;
+    for (int64_t key = part.end; key < at + kLanes; ++key) weights[key] = 0.0f;
+    sums += load(weights + at);
   }
   const float kept = state.largest == kNothing ? 0.0f : std::exp(state.largest - largest);
   state.sum = state.sum * kept + sum_of(sums);
   state.largest = largest;
-  for (int64_t at = 0; at < shape.value_width; at += kLanes) {
-    const int64_t left = shape.value_width - at;
-    Vector sum = load_part(output + at, left) * splat(kept);
-    if (left >= kLanes) {
-      for (int64_t key = begin; key < end; ++key) sum += splat(weights[key]) * load(block.values[key] + at);
-    } else {
-      for (int64_t key = begin; key < end; ++key) sum += splat(weights[key]) * load_part(block.values[key] + at, left);
+  return kept;
+}
+
+// Adds the weighted values to kVectors vectors of the outputs from `element` on, of which `left` floats are left.
+template <int kVectors, int kCount>
+inline void add(const Queries<kCount>& queries, const float* kept, const Part& part, int64_t element, int64_t left,
+                int64_t key_width) {
+  Vector sums[kCount][kVectors];
+  for (int query = 0; query < kCount; ++query) {
+    for (int at = 0; at < kVectors; ++at) {
+      const int64_t begin = at * kLanes;
+      sums[query][at] = load_part(queries.outputs[query] + element + begin, left - begin) * splat(kept[query]);
     }
-    store_part(output + at, sum, left);
+  }
+  const int64_t asked = part.next != nullptr && element == 0 ? part.next->count : 0;
+  for (int64_t key = part.begin; key < part.end; ++key) {
+    if (key < asked) ask_for(part.next->keys[key], key_width);
+    Vector values[kVectors];
+    for (int at = 0; at < kVectors; ++at) {
+      values[at] = load_part(part.block.values[key] + element + at * kLanes, left - at * kLanes);
+    }
+    for (int query = 0; query < kCount; ++query) {
+      const Vector weight = splat(queries.weights[query][key]);
+      for (int at = 0; at < kVectors; ++at) sums[query][at] += weight * values[at];
+    }
+  }
+  for (int query = 0; query < kCount; ++query) {
+    for (int at = 0; at < kVectors; ++at) {
+      store_part(queries.outputs[query] + element + at * kLanes, sums[query][at], left - at * kLanes);
+    }
   }
 }
 
+// Takes a part into the states and the outputs of the queries. What one gives does not depend on the others.
+template <int kCount>
+void attend(Queries<kCount>& queries, const Part& part, const AttentionShape& shape) {
+  score(queries, part, shape);
+  float kept[kCount];
+  for (int query = 0; query < kCount; ++query) kept[query] = weigh(queries.weights[query], part, *queries.states[query]);
+  constexpr int64_t kWidth = kTogether * kLanes;
+  int64_t element = 0;
+  // Whole vectors: how many floats are left is a constant, which asks nothing of each.
+  for (; element + kWidth <= shape.value_width; element += kWidth) {
+    add<kTogether>(queries, kept, part, element, kWidth, shape.key_width);
+  }
+  for (; element < shape.value_width; element += kLanes) {
+    add<1>(queries, kept, part, element, shape.value_width - element, shape.key_width);
+  }
+}
+
+// The queries [first, last), at most kCount, each of which fill(query, q, state, output) names.
+template <int kCount = kQueries, class Fill>
+void attend_together(int64_t first, int64_t last, Fill fill, const Part& part, const AttentionShape& shape) {
+  if constexpr (kCount > 1) {
+    if (last - first < kCount) return attend_together<kCount - 1>(first, last, fill, part, shape);
+  }
+  Queries<kCount> queries;
+  for (int at = 0; at < kCount; ++at) fill(first + at, queries.q[at], queries.states[at], queries.outputs[at]);
+  attend(queries, part, shape);
+}
+
 void attend_item(const Entry& entry, int64_t head, const AttentionShape& shape, const Plane& key, const Plane& value,
-                 const Queries& q, float* output, float* lse) {
+                 const QueryRows& q, float* output, float* lse) {
   const int64_t group = shape.num_heads / shape.num_kv_heads, width = shape.value_width;
   std::vector<State> states(entry.num_rows * group);
   const auto output_of = [&](int64_t row, int64_t at) {
     return output + ((entry.first_row + row) * shape.num_heads + head * group + at) * width;
   };
   for (int64_t row = 0; row < entry.num_rows; ++row) std::fill_n(output_of(row, 0), group * width, 0.0f);
-  Block block;
+  Block blocks[2];
   const int64_t begin = seen_by(entry, shape, 0).begin / kKeys * kKeys;
-  for (int64_t first = begin; first < entry.kv_len; first += kKeys) {
-    find(block, first, entry.kv_len, entry.pages, shape, key, value, head);
+  find(blocks[0], begin, entry.kv_len, entry.pages, shape, key, value, head);
+  for (int64_t at = 0; at < blocks[0].count; ++at) ask_for(blocks[0].keys[at], shape.key_width);
+  for (int64_t first = begin, turn = 0; first < entry.kv_len; first += kKeys, turn ^= 1) {
+    const Block& block = blocks[turn];
+    Block* next = first + kKeys < entry.kv_len ? &blocks[turn ^ 1] : nullptr;
+    if (next != nullptr) find(*next, first + kKeys, entry.kv_len, entry.pages, shape, key, value, head);
+    bool asks = true;
     for (int64_t row = 0; row < entry.num_rows; ++row) {
       const Seen seen = seen_by(entry, shape, row);
       const int64_t from = std::max(seen.begin - first, int64_t{0}), to = std::min(seen.end - first, block.count);
       if (from >= to) continue;
-      for (int64_t at = 0; at < group; ++at) {
-        const float* query = q.first + (entry.first_row + row) * q.row_stride + (head * group + at) * q.head_stride;
-        attend(query, block, from, to, shape, states[row * group + at], output_of(row, at));
+      const auto fill = [&](int64_t at, const float*& query, State*& state, float*& out) {
+        query = q.first + (entry.first_row + row) * q.row_stride + (head * group + at) * q.head_stride;
+        state = &states[row * group + at];
+        out = output_of(row, at);
+      };
+      for (int64_t at = 0; at < group; at += kQueries) {
+        const Part part{block, from, to, asks, asks ? next : nullptr};
+        attend_together(at, std::min(at + kQueries, group), fill, part, shape);
+        asks = false;
       }
     }
   }
@@ -196,7 +303,7 @@ extern "C" {
 void muster_attend(const Entry* entries, int64_t count, const AttentionShape* shape, const Plane* key,
                    const Plane* value, const float* q, int64_t q_row_stride, int64_t q_head_stride, float* output,
                    float* lse, int threads) {
-  const Queries queries{q, q_row_stride, q_head_stride};
+  const QueryRows queries{q, q_row_stride, q_head_stride};
   in_turns(count * shape->num_kv_heads, threads, [&](int64_t item) {
     attend_item(entries[item / shape->num_kv_heads], item % shape->num_kv_heads, *shape, *key, *value, queries, output,
                 lse);

@@ -66,15 +66,6 @@ inline Vector exp_above(Vector x) {
   return as_floats(__builtin_convertvector(bits > splat(kOctave) ? bits : Vector{}, IntVector));
 }
 
-inline float largest_of(Vector value) {
-  float lanes[kLanes];
-  store(lanes, value);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int lane = 0; lane < width; ++lane) lanes[lane] = std::max(lanes[lane], lanes[lane + width]);
-  }
-  return lanes[0];
-}
-
 // One row of logits over its temperature: its scores.
 struct Row {
   const float* logits;

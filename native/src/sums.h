@@ -1,6 +1,7 @@
-// Sums across the lanes of vectors.
+// Sums, and the largest, across the lanes of vectors.
 #pragma once
 
+#include <algorithm>
 #include <utility>
 
 #include "vectors.h"
@@ -36,6 +37,15 @@ inline float sum_of(Vector value) {
   store(lanes, value);
   for (int width = kLanes / 2; width > 0; width /= 2) {
     for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+  }
+  return lanes[0];
+}
+
+inline float largest_of(Vector value) {
+  float lanes[kLanes];
+  store(lanes, value);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) lanes[lane] = std::max(lanes[lane], lanes[lane + width]);
   }
   return lanes[0];
 }
