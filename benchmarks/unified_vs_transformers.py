@@ -1,39 +1,71 @@
 """One unified rank behind gRPC against transformers, on the dense demo checkpoint, interleaved, medians of the runs.
 
-Run: `python -m benchmarks.unified_vs_transformers` after `make demo-model`. Both sides use all cores; decode is timed
-from the first token to the last over all sequences of a batch, prefill from the request to the first token.
+Run: `python -m benchmarks.unified_vs_transformers` after `make demo-model`. All use all cores; decode is timed from the
+last first token to the last token over all sequences of a batch, prefill from the request to the last first token.
 """
 
 import argparse
+import contextlib
+import math
 import statistics
 import subprocess
+import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
 import torch
-from rich.console import Console
-from rich.table import Table
+import yaml
 from transformers import AutoModelForCausalLM
 
+from benchmarks.pools import DENSE
+from benchmarks.read_rate import ReadRate
+from benchmarks.report import Report
 from examples.demo import wait_until_serving
+from parallel.models.registry import describe_checkpoint
 from parallel.process.own_packages import module_command
 from proto import inference_pb2, inference_pb2_grpc
 
-MODEL = Path(".cache/models/smollm2-135m-llama")
-DECODE_PROMPT = 128
-PREFILL_PROMPT = 1024
-BATCHES = (1, 8, 32)
+#: Muster, with weights in float32 and as the checkpoint stores them, by what `engine.weights` says.
+OURS = {"float32": "float32", "auto": "as stored"}
+THEIRS = ("eager", "sdpa")
+_FIRST_PORT = 30100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Prompts of `length` tokens at once; what is timed is their prefill, or their decode."""
+
+    kind: str
+    batch: int
+    length: int
+
+    @property
+    def name(self) -> str:
+        """As in the table."""
+        return f"{self.kind} {self.batch} × {self.length}"
+
+
+WORKS = (
+    *(Work(kind="decode", batch=batch, length=128) for batch in (1, 8, 32)),
+    Work(kind="decode", batch=1, length=1024),
+    *(Work(kind="prefill", batch=batch, length=128) for batch in (1, 8, 32)),
+    Work(kind="prefill", batch=1, length=1024),
+)
+
+#: Rows of prompts and new tokens to the seconds to the last first token, and from there to the last token.
+Contender = Callable[[list[list[int]], int], tuple[float, float]]
 
 
 @dataclass(kw_only=True)
 class Series:
-    """Tokens per second of one shape, by contender, a value a run."""
+    """Of one work: tokens a second of each contender, a value a run, and bytes a second that memory gave beside it."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
+    read_rates: list[float] = field(default_factory=list)
 
     def add(self, name: str, value: float) -> None:
         """Adds one run."""
@@ -43,16 +75,20 @@ class Series:
         """The median over the runs."""
         return statistics.median(self.values[name])
 
+    def over_theirs(self, name: str) -> float:
+        """Tokens a second over those of the faster of transformers' two."""
+        return self.median(name) / max(map(self.median, THEIRS))
 
-def prompts(batch: int, length: int, *, run: int) -> list[list[int]]:
-    """Equal-length prompts, other ones in each run and for each length: a prefix cache must not find any."""
-    generator = torch.Generator().manual_seed((run + 1) * 10_000_000 + length * 1000 + batch)
-    rows: list[list[int]] = torch.randint(100, 40000, (batch, length), generator=generator).tolist()
+
+def prompts(work: Work, *, run: int) -> list[list[int]]:
+    """Other prompts for each work in each run: a prefix cache must not find any."""
+    generator = torch.Generator().manual_seed((run + 1) * 10_000_000 + WORKS.index(work))
+    rows: list[list[int]] = torch.randint(100, 40000, (work.batch, work.length), generator=generator).tolist()
     return rows
 
 
-def ours(stub: Any, rows: list[list[int]], *, new_tokens: int) -> tuple[float, float]:
-    """Seconds to the last first token, and from there to the last token, of all rows sent at once."""
+def ours(stub: Any, rows: list[list[int]], new_tokens: int) -> tuple[float, float]:
+    """All rows sent at once, each by a client of its own."""
     first: list[float] = [0.0] * len(rows)
     last: list[float] = [0.0] * len(rows)
 
@@ -78,8 +114,8 @@ def ours(stub: Any, rows: list[list[int]], *, new_tokens: int) -> tuple[float, f
 
 
 @torch.inference_mode()
-def theirs(model: Any, rows: list[list[int]], *, new_tokens: int) -> tuple[float, float]:
-    """As `ours`, with `generate`: the decode span is a long generation less one of a single token."""
+def theirs(model: Any, rows: list[list[int]], new_tokens: int) -> tuple[float, float]:
+    """With `generate`: the decode span is a long generation less one of a single token."""
     ids = torch.tensor(rows)
 
     def timed(count: int) -> float:
@@ -98,35 +134,100 @@ def theirs(model: Any, rows: list[list[int]], *, new_tokens: int) -> tuple[float
     return prefill, (timed(new_tokens) - prefill if new_tokens > 1 else 0.0)
 
 
-def measure(stub: Any, models: dict[str, Any], *, runs: int, new_tokens: int) -> dict[str, Series]:
-    """Every shape, all contenders one after the other in each run."""
-    table: dict[str, Series] = {f"decode B{batch} P{DECODE_PROMPT}": Series() for batch in BATCHES}
-    table[f"prefill B1 P{PREFILL_PROMPT}"] = Series()
+@contextlib.contextmanager
+def served(weights: str, *, port: int) -> Iterator[Contender]:
+    """A router with one unified rank whose `engine.weights` are `weights`."""
+    content = {
+        "model": str(DENSE.absolute()),
+        "listen": f"127.0.0.1:{port}",
+        "hosts": [{"name": "here", "address": "local", "devices": 1}],
+        "pools": {"unified": {"attention": {"dp": 1}}},
+        "engine": {"weights": weights},
+    }
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(content, file)
+        file.flush()
+        router = subprocess.Popen([*module_command("router"), "--config", file.name, "--log-level", "WARNING"])
+        try:
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                wait_until_serving(router, channel)
+                stub = inference_pb2_grpc.InferenceStub(channel)
+                yield lambda rows, new_tokens: ours(stub, rows, new_tokens)
+        finally:
+            router.terminate()
+            router.wait(timeout=30)
+
+
+def loaded(attention: str) -> Contender:
+    """transformers' model in float32, over the same weights."""
+    model = AutoModelForCausalLM.from_pretrained(DENSE, dtype=torch.float32, attn_implementation=attention).eval()
+    return lambda rows, new_tokens: theirs(model, rows, new_tokens)
+
+
+def measure(contenders: Mapping[str, Contender], *, runs: int, new_tokens: int) -> dict[Work, Series]:
+    """Every work, all contenders one after the other in each run."""
+    found, read_rate = {work: Series() for work in WORKS}, ReadRate()
     for run in range(-1, runs):  # run -1 warms everything up and is not counted
-        for batch in BATCHES:
-            rows = prompts(batch, DECODE_PROMPT, run=run)
-            series = table[f"decode B{batch} P{DECODE_PROMPT}"] if run >= 0 else Series()
-            series.add("muster", batch * (new_tokens - 1) / ours(stub, rows, new_tokens=new_tokens)[1])
-            for name, model in models.items():
-                series.add(name, batch * (new_tokens - 1) / theirs(model, rows, new_tokens=new_tokens)[1])
-        rows = prompts(1, PREFILL_PROMPT, run=run)
-        series = table[f"prefill B1 P{PREFILL_PROMPT}"] if run >= 0 else Series()
-        series.add("muster", PREFILL_PROMPT / ours(stub, rows, new_tokens=1)[0])
-        for name, model in models.items():
-            series.add(name, PREFILL_PROMPT / theirs(model, rows, new_tokens=1)[0])
-    return table
+        for work in WORKS:
+            rows, series = prompts(work, run=run), found[work] if run >= 0 else Series()
+            count = new_tokens if work.kind == "decode" else 1
+            series.read_rates.append(read_rate.measure())
+            for name, contender in contenders.items():
+                prefill_s, decode_s = contender(rows, count)
+                tokens = work.batch * (count - 1) if work.kind == "decode" else work.batch * work.length
+                series.add(name, tokens / (decode_s if work.kind == "decode" else prefill_s))
+    return found
 
 
-def render(table: dict[str, Series], names: list[str]) -> Table:
-    """Tokens per second, and muster over the faster of the others."""
-    out = Table(title=f"tokens/s, medians; {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
-    for heading in ("shape", "muster", *names, "ratio"):
-        out.add_column(heading, justify="left" if heading == "shape" else "right")
-    for shape, series in table.items():
-        best = max(series.median(name) for name in names)
-        others = [f"{series.median(name):.1f}" for name in names]
-        out.add_row(shape, f"{series.median('muster'):.1f}", *others, f"{series.median('muster') / best:.2f}")
-    return out
+def publish(found: Mapping[Work, Series]) -> None:
+    """The table, the plot, and how much of what memory gives a single sequence takes."""
+    headings = ["", *(f"Muster, {how}" for how in OURS.values()), *(f"transformers, {how}" for how in THEIRS)]
+    report = Report(
+        "unified_vs_transformers",
+        title="One unified rank against transformers",
+        about=(
+            "The dense demo checkpoint (135 million weights, stored in bfloat16) on one unified rank through gRPC, and "
+            "in `transformers` in this process, in tokens/s. All arithmetic is float32; *float32* holds the weights in "
+            "it too (`engine.weights: float32`), *as stored* in the checkpoint's dtype. The ratios are over the faster "
+            "of transformers' two; medians of interleaved runs."
+        ),
+        headings=[*headings, *(f"ratio, {how}" for how in OURS.values())],
+    )
+    for work, series in found.items():
+        rates = [f"{series.median(name):.1f}" for name in (*OURS, *THEIRS)]
+        report.add(work.name, *rates, *(f"{series.over_theirs(name):.2f}" for name in OURS))
+    for work in (work for work in WORKS if work.kind == "decode" and work.batch == 1):
+        report.note(_share_of_memory(work, found[work]))
+
+    def plot(axes: Any) -> None:
+        for place, (name, how) in enumerate(OURS.items()):
+            heights = [series.over_theirs(name) for series in found.values()]
+            axes.bar([at + 0.4 * place for at in range(len(found))], heights, width=0.4, label=f"Muster, {how}")
+        axes.axhline(1.0, color="black", linewidth=0.8, label="transformers, the faster")
+        axes.set_xticks([at + 0.2 for at in range(len(found))], [work.name for work in found], rotation=30)
+        axes.set_ylabel("tokens/s over transformers'")
+        axes.legend()
+
+    report.publish(plot)
+
+
+def _share_of_memory(work: Work, series: Series) -> str:
+    """How fast a sequence alone reads weights and its own KV, over what memory gave right before."""
+    description = describe_checkpoint(DENSE)
+    weights = sum(math.prod(spec.shape) for spec in description.tensors if len(spec.shape) > 1)
+    kv_bytes = sum(
+        group.token_bytes(num_heads=group.num_kv_heads, dtype="float32") * len(group.layers)
+        for group in description.cache_groups
+    )
+    gave = statistics.median(series.read_rates)
+    shares = []
+    for name, how in OURS.items():
+        step_bytes = weights * (4 if name == "float32" else 2) + work.length * kv_bytes
+        shares.append(f"{series.median(name) * step_bytes / gave:.0%} ({how})")
+    return (
+        f"{work.name}: a sequence alone reads its weights and KV through gRPC at {' and '.join(shares)} of the "
+        f"{gave / 1e9:.0f} GB/s that memory gave to a sum over 512 MB in the same minutes"
+    )
 
 
 def main() -> None:
@@ -134,21 +235,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=48)
     options = parser.parse_args()
-    config = "examples/unified.yaml"
-    router = subprocess.Popen([*module_command("router"), "--config", config, "--log-level", "WARNING"])
-    try:
-        models = {
-            name: AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32, attn_implementation=name).eval()
-            for name in ("eager", "sdpa")
-        }
-        with grpc.insecure_channel("127.0.0.1:30000") as channel:
-            wait_until_serving(router, channel)
-            stub = inference_pb2_grpc.InferenceStub(channel)
-            table = measure(stub, models, runs=options.runs, new_tokens=options.new_tokens)
-    finally:
-        router.terminate()
-        router.wait(timeout=30)
-    Console().print(render(table, list(models)))
+    with contextlib.ExitStack() as stack:
+        contenders: dict[str, Contender] = {}
+        for place, weights in enumerate(OURS):
+            contenders[weights] = stack.enter_context(served(weights, port=_FIRST_PORT + place))
+        contenders |= {name: loaded(name) for name in THEIRS}
+        found = measure(contenders, runs=options.runs, new_tokens=options.new_tokens)
+    publish(found)
 
 
 if __name__ == "__main__":
