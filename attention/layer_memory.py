@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
@@ -19,6 +20,17 @@ class LayerFormat:
     key: PlaneView
     value: PlaneView
     scale: float
+
+
+class Place(NamedTuple):
+    """Where a view [N, heads, P, elements] lies, for kernels that take pointers: the address of its first element, and
+    strides in elements. Those of one position lie side by side.
+    """
+
+    address: int
+    page_stride: int
+    head_stride: int
+    position_stride: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +50,16 @@ class LayerMemory:
         """Of each plane, by name, its memory as the rows that `PlaneRows` counts."""
         page = self.form.page
         return {plane.name: PlaneRows(plane, page).source(self.pages) for plane in page.planes}
+
+    @cached_property
+    def plane_places(self) -> tuple[Place, ...]:
+        """Of `planes`."""
+        return tuple(map(_place, self.planes))
+
+    @cached_property
+    def key_value_places(self) -> tuple[Place, Place]:
+        """Of `key` and of `value`."""
+        return _place(self.key), _place(self.value)
 
     @property
     def scale(self) -> float:
@@ -69,3 +91,9 @@ def plane_view(pages: torch.Tensor, plane: PlaneLayout, *, page: PageLayout) -> 
         (page.page_bytes // size, plane.head_stride // size, plane.position_stride // size, 1),
         typed.storage_offset() + plane.offset // size,
     )
+
+
+def _place(view: torch.Tensor) -> Place:
+    page, head, position, element = view.stride()
+    assert element == 1, view.stride()
+    return Place(view.data_ptr(), page, head, position)

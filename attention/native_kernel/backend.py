@@ -11,7 +11,7 @@ import torch
 
 from attention.broken_rows import mark_broken
 from attention.interface import AttentionRows, AttentionSpec, KvWrite, PageTables
-from attention.layer_memory import LayerMemory
+from attention.layer_memory import LayerMemory, Place
 from attention.native_kernel.page_rows import PageRows, plan_page_rows
 from attention.rows import check_rows
 from attention.torch_kernel.backend import TorchAttentionBackend
@@ -95,27 +95,25 @@ class NativeAttentionBackend:
         if any(plane.dtype != torch.float32 for plane in layer.planes):
             self._torch.write(layer, planes, where)
             return
-        written = [
-            self._write_rows(rows, view, where) for rows, view in zip(planes, layer.planes, strict=True) if len(rows)
+        are_numbers = [
+            self._write_rows(rows, place, where) for rows, place in zip(planes, layer.plane_places, strict=True)
         ]
-        if not all(written):
+        if not all(are_numbers):
             self._torch.write(layer, mark_broken(planes, self.spec), where)
 
-    def _write_rows(self, rows: torch.Tensor, view: torch.Tensor, where: KvWrite) -> bool:
-        """Writes rows [T, heads, elements] into a plane [N, heads, P, elements]; whether all were numbers."""
-        rows = rows if rows[:1].is_contiguous() else rows.contiguous()
-        assert rows.dtype == torch.float32 and len(rows) == len(where.pages), (
-            rows.dtype,
-            rows.shape,
-            where.pages.shape,
-        )
-        page, head, position, _ = view.stride()
+    def _write_rows(self, rows: torch.Tensor, place: Place, where: KvWrite) -> int:
+        """Writes rows [T, heads, elements] into the plane at `place`; 0 where one was no number."""
+        num_rows, heads, width = rows.shape
+        row_stride, head_stride, element_stride = rows.stride()
+        if (head_stride, element_stride) != (width, 1):
+            rows, row_stride = rows.contiguous(), heads * width
+        pages, offsets = where.pages, where.offsets
+        assert rows.dtype == torch.float32 and num_rows == pages.shape[0], (rows.dtype, rows.shape, pages.shape)
         written: int = self._library.write_rows(
-            *(rows.data_ptr(), rows.stride(0), *rows.shape),
-            *(view.data_ptr(), page, head, position),
-            *(where.pages.data_ptr(), where.offsets.data_ptr()),
+            *(rows.data_ptr(), row_stride, num_rows, heads, width),
+            *(*place, pages.data_ptr(), offsets.data_ptr()),
         )
-        return bool(written)
+        return written
 
     def merge(self, outputs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `AttentionBackend.merge`."""
