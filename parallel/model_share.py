@@ -112,7 +112,7 @@ class ModelShare:
         pp_rank = self.coordinates.pp_rank
         first, last = pp_rank == 0, pp_rank == self.shape.pp - 1
         if spec.part is Part.EMBEDDING:
-            return first or (last and self.description.tied_embeddings)
+            return first
         if spec.part is Part.OUTPUT:
             return last
         assert spec.layer is not None
@@ -136,4 +136,7 @@ class ModelShare:
             group = self.description.group_of(layer)
             heads, width = self.kv_heads(group), size // group.num_kv_heads
             return Interval(start=heads.start * width, end=heads.end * width, padded=heads.padded * width)
+        if split is Split.OUTPUT_VOCABULARY:
+            ranks = self.shape.group_of(self.coordinates.global_rank, self.shape.output_axis).ranks
+            return even_interval(size, parts=len(ranks), index=ranks.index(self.coordinates.global_rank))
         return even_interval(size, parts=self.shape.attention.tp, index=self.coordinates.attn_tp_rank)

@@ -12,9 +12,11 @@ from functools import cached_property
 
 from parallel.mesh import Mesh, divisors
 
-#: Every axis of a replica with the mesh that holds it; `block` is the product axis ep x moe_tp, for dispatch.
+#: Every axis of a replica with the mesh that holds it; `block` is the product axis ep x moe_tp, for dispatch, and
+#: `output` all of a stage, where its ranks share the output's vocabulary.
 ATTENTION_AXES = ("attn_dp", "attn_cp", "attn_tp")
 EXPERT_AXES = ("moe_dp", "moe_ep", "moe_tp")
+OUTPUT_AXIS = "output"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +75,17 @@ class ReplicaShape:
 
     `draws_every_token`: whether each token of a step is drawn from, as in decode, or, as where prompts are all, one of
     many. It decides how much the output weighs when layers are dealt to stages.
+
+    `shares_output`: whether all ranks of a stage have a part of the output's vocabulary each, and multiply it with the
+    rows of them all; else those of a tp group have. It pays where messages cost next to nothing, in memory that they
+    share: on a GPU large batches draw, whose logits are no small message.
     """
 
     pp: int = 1
     attention: AttentionSizes
     experts: ExpertSizes | None
     draws_every_token: bool = True
+    shares_output: bool = False
 
     def __post_init__(self) -> None:
         if self.pp < 1:
@@ -157,7 +164,13 @@ class ReplicaShape:
     @property
     def axes(self) -> tuple[str, ...]:
         """Every axis that has groups, in the order in which groups are created."""
-        return ("pp", *ATTENTION_AXES, *((*EXPERT_AXES, "block") if self.experts else ()))
+        output = (OUTPUT_AXIS,) if self.output_axis == OUTPUT_AXIS else ()
+        return ("pp", *ATTENTION_AXES, *((*EXPERT_AXES, "block") if self.experts else ()), *output)
+
+    @property
+    def output_axis(self) -> str:
+        """The axis over which the output's vocabulary is split."""
+        return OUTPUT_AXIS if self.shares_output and self.stage_size > self.attention.tp else "attn_tp"
 
     def group_of(self, global_rank: int, axis: str) -> Group:
         """The group of `global_rank` along `axis`, one of `axes`. Only pp's groups cross stages."""
@@ -205,6 +218,8 @@ class ReplicaShape:
         return tuple(seen)
 
     def _view(self, axis: str) -> tuple[Mesh, tuple[str, ...]]:
+        if axis == OUTPUT_AXIS:
+            return self.attention_mesh, ATTENTION_AXES
         if axis in ATTENTION_AXES:
             return self.attention_mesh, (axis,)
         if self.expert_mesh is None:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 
 from parallel.placement import Demand, plan_runs
 from parallel.settings import EngineSettings
@@ -107,11 +108,9 @@ def plan_topology(*, model: str, hosts: Sequence[HostSpec], pools: Sequence[Pool
     """
     free, places = _fill_named(hosts=hosts, pools=pools)
     places |= _place_anywhere([pool for pool in pools if not pool.hosts], free=free)
-    return Topology(
-        model=model,
-        hosts=tuple(hosts),
-        replicas=tuple(replica for pool in pools for replica in _replicas(pool, places=places[pool.name])),
-    )
+    by_name = {host.name: host for host in hosts}
+    replicas = (_replicas(pool, places=places[pool.name], hosts=by_name) for pool in pools)
+    return Topology(model=model, hosts=tuple(hosts), replicas=tuple(chain.from_iterable(replicas)))
 
 
 def check_devices(*, hosts: Sequence[HostSpec], pools: Sequence[PoolSpec]) -> None:
@@ -180,17 +179,23 @@ def _take(devices: list[int], *, host: str, count: int) -> list[Placement]:
     return taken
 
 
-def _replicas(pool: PoolSpec, *, places: Sequence[Placement]) -> Iterator[ReplicaPlan]:
+def _replicas(pool: PoolSpec, *, places: Sequence[Placement], hosts: Mapping[str, HostSpec]) -> Iterator[ReplicaPlan]:
     world = pool.shape.world_size
-    shape = replace(pool.shape, draws_every_token=pool.name != "prefill")
-    for index in range(pool.replicas):
-        yield ReplicaPlan(
-            pool=pool.name,
-            index=index,
-            shape=shape,
-            engine=pool.engine,
-            placements=tuple(places[index * world : (index + 1) * world]),
-        )
+    placements = [tuple(places[index * world : (index + 1) * world]) for index in range(pool.replicas)]
+    shape = replace(
+        pool.shape,
+        draws_every_token=pool.name != "prefill",
+        # The replicas of a pool are alike.
+        shares_output=all(_shares_memory(own[-pool.shape.stage_size :], hosts=hosts) for own in placements),
+    )
+    for index, own in enumerate(placements):
+        yield ReplicaPlan(pool=pool.name, index=index, shape=shape, engine=pool.engine, placements=own)
+
+
+def _shares_memory(stage: Sequence[Placement], *, hosts: Mapping[str, HostSpec]) -> bool:
+    """Whether the ranks of a stage are processes of one host, on its CPU."""
+    names = {place.host for place in stage}
+    return len(names) == 1 and hosts[names.pop()].device == "cpu"
 
 
 def _few(names: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from parallel.handoff import plan_lanes
 from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings
-from parallel.shape import ReplicaShape
+from parallel.shape import OUTPUT_AXIS, ReplicaShape
 from parallel.sharding import stage_layers
 from parallel.storage import DTYPE_BYTES, CacheGroup
 
@@ -64,6 +64,8 @@ class StepTraffic:
             yield self._tensor()
         if self._block_size > 1:
             yield self._experts()
+        if self._is_last and self.shape.output_axis == OUTPUT_AXIS:
+            yield self._output()
 
     @property
     def num_tokens(self) -> int:
@@ -122,7 +124,8 @@ class StepTraffic:
         """A gather and a reduce-scatter of rows a block, (tp - 1)·L·H·e each; embedding and output on the end stages.
 
         Blocks of a layer: attention, and a dense feed-forward or a shared expert. The embedding is one reduce-scatter;
-        the output gathers D rows, D·H·e, and sends logits, D·ceil(V / tp)·4, to each of the tp - 1 others.
+        the output, unless the whole stage shares it, gathers D rows, D·H·e, and sends logits, D·ceil(V / tp)·4, to
+        each of the tp - 1 others.
         """
         tp, experts = self.shape.attention.tp, self.description.experts
         has_shared = experts is not None and experts.shared_width > 0
@@ -130,9 +133,8 @@ class StepTraffic:
         sent = 2 * blocks * self._row_bytes
         if self.pp_rank == 0:
             sent += self._row_bytes
-        if self._is_last:
-            logits = -(-self.description.vocab_size // tp) * _FLOAT_BYTES
-            sent += self._draws * (self.description.hidden_size * self._element + logits)
+        if self._is_last and self.shape.output_axis == "attn_tp":
+            sent += self._draws * self._draw_bytes(tp)
         what = "rows gathered and scattered around each block"
         return AxisTraffic(axis="attn_tp", size=tp, sent_bytes=(tp - 1) * sent, what=what)
 
@@ -147,6 +149,17 @@ class StepTraffic:
         per_row = 2 * self.description.hidden_size * self._element + _CHOICE_BYTES * top_k
         sent = self._num_expert_layers * rows * per_row
         return AxisTraffic(axis="block", size=self._block_size, sent_bytes=sent, what="rows to the experts and back")
+
+    def _output(self) -> AxisTraffic:
+        """As a tp group's, over the W ranks of a stage: (W - 1) · D · (H·e + ceil(V / W)·4)."""
+        size = self.shape.stage_size
+        sent = (size - 1) * self._draws * self._draw_bytes(size)
+        return AxisTraffic(axis=OUTPUT_AXIS, size=size, sent_bytes=sent, what="rows to the output, and logits back")
+
+    def _draw_bytes(self, size: int) -> int:
+        """Of a row that is drawn from, to each of the others of `size` ranks: the row, and its logits of one part."""
+        logits = -(-self.description.vocab_size // size) * _FLOAT_BYTES
+        return self.description.hidden_size * self._element + logits
 
     @property
     def _element(self) -> int:

@@ -19,6 +19,7 @@ def sizes_to_wire(shape: ReplicaShape) -> control_pb2.Sizes:
         cp=attention.cp,
         tp=attention.tp,
         draws_every_token=shape.draws_every_token,
+        shares_output=shape.shares_output,
     )
     if experts is not None:
         sizes.experts.CopyFrom(
@@ -40,7 +41,13 @@ def shape_from_wire(sizes: control_pb2.Sizes) -> ReplicaShape:
         placements = tuple(tuple(placement.slots) for placement in given.placements)
         experts = ExpertSizes(moe_dp=given.moe_dp, ep=given.ep, moe_tp=given.moe_tp, placements=placements)
     attention = AttentionSizes(dp=sizes.dp, cp=sizes.cp, tp=sizes.tp)
-    return ReplicaShape(pp=sizes.pp, attention=attention, experts=experts, draws_every_token=sizes.draws_every_token)
+    return ReplicaShape(
+        pp=sizes.pp,
+        attention=attention,
+        experts=experts,
+        draws_every_token=sizes.draws_every_token,
+        shares_output=sizes.shares_output,
+    )
 
 
 def settings_to_wire(settings: EngineSettings) -> control_pb2.Engine:

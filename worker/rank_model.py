@@ -130,13 +130,13 @@ class _StageEnds:
         """The output and its draws, or the stage after."""
         if not is_last:
             return PipelineOutput(groups=self._groups)
-        head = _EMBEDDING if self._parts.description.tied_embeddings else "lm_head.weight"
-        output = self._parts.output(norm="model.norm.weight", head=head)
+        output = self._parts.output(norm="model.norm.weight", head="lm_head.weight")
         return DrawOutput(
             output,
             kernels=self._kernels,
             slot_tokens=self._slot_tokens,
             groups=self._groups,
+            shares_output=self._parts.shares_output,
             sampling=self._tables.sampling,
         )
 

@@ -21,8 +21,7 @@ class Weights:
         return name in self._tensors
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """The tensor `name`, which stays: tied tensors are read twice."""
-        self.unread.discard(name)
+        """The tensor `name`, which stays."""
         return self._tensors[name]
 
     def pop(self, name: str) -> torch.Tensor:
@@ -48,16 +47,28 @@ def load_weights(
     Raises ValueError with name and both shapes where the checkpoint differs from the description.
     """
     tensors: dict[str, torch.Tensor] = {}
+    loaded: dict[str, TensorSlice] = {}
     with TensorFiles(folder) as files:
-        # File by file; within one, in the order of the description.
+        # File by file; within one, in the order of the description: a tensor that another is tied to comes before it.
         wanted = sorted(slices, key=files.file_of)
         for part in wanted:
-            held = torch.float32 if part.spec.in_float32 else dtype
-            if matrices is not None and part.is_matrix:
-                held = files.dtype_of(part) or matrices
-            tensors[part.spec.name] = _padded(files.read(part, dtype=held, device=device), part)
+            origin = loaded.get(part.spec.tied_to)
+            if origin is not None and origin.intervals == part.intervals:
+                tensors[part.spec.name] = tensors[origin.spec.name]
+            else:
+                tensors[part.spec.name] = _read(files, part, dtype=dtype, matrices=matrices, device=device)
+            loaded[part.spec.name] = part
             progress(len(tensors) / len(wanted))
     return Weights(tensors)
+
+
+def _read(
+    files: TensorFiles, part: TensorSlice, *, dtype: torch.dtype, matrices: torch.dtype | None, device: torch.device
+) -> torch.Tensor:
+    held = torch.float32 if part.spec.in_float32 else dtype
+    if matrices is not None and part.is_matrix:
+        held = files.dtype_of(part) or matrices
+    return _padded(files.read(part, dtype=held, device=device), part)
 
 
 def _padded(tensor: torch.Tensor, part: TensorSlice) -> torch.Tensor:

@@ -109,15 +109,23 @@ def window_groups(config: Config, windows: Sequence[int | None]) -> list[CacheGr
 
 
 def outer_tensors(config: Config) -> Iterator[TensorSpec]:
-    """Embedding, last norm and, unless tied, output."""
+    """Embedding, last norm and output, which may be the embedding again."""
     vocabulary, hidden = positive(config, "vocab_size"), positive(config, "hidden_size")
-    by_vocabulary = ((0, Split.VOCABULARY),)
-    yield TensorSpec(
-        name="model.embed_tokens.weight", shape=(vocabulary, hidden), part=Part.EMBEDDING, splits=by_vocabulary
+    embedding = TensorSpec(
+        name="model.embed_tokens.weight",
+        shape=(vocabulary, hidden),
+        part=Part.EMBEDDING,
+        splits=((0, Split.VOCABULARY),),
     )
+    yield embedding
     yield TensorSpec(name="model.norm.weight", shape=(hidden,), part=Part.OUTPUT)
-    if not config.get("tie_word_embeddings", False):
-        yield TensorSpec(name="lm_head.weight", shape=(vocabulary, hidden), part=Part.OUTPUT, splits=by_vocabulary)
+    yield TensorSpec(
+        name="lm_head.weight",
+        shape=(vocabulary, hidden),
+        part=Part.OUTPUT,
+        splits=((0, Split.OUTPUT_VOCABULARY),),
+        tied_to=embedding.name if config.get("tie_word_embeddings", False) else "",
+    )
 
 
 def attention_tensors(

@@ -19,6 +19,7 @@ class Split(Enum):
     QUERY_HEADS = "query heads over attention tp, head_dim rows each"
     KV_HEADS = "KV heads over attention tp, head_dim rows each, replicated where tp exceeds them"
     VOCABULARY = "vocabulary over attention tp, zero-padded"
+    OUTPUT_VOCABULARY = "vocabulary over the axis that the output is split along, zero-padded"
     DENSE_INTERMEDIATE = "feed-forward width over attention tp, zero-padded"
     EXPERT_INTERMEDIATE = "an expert's width over moe_tp, zero-padded"
     EXPERT_PAIRS = "an expert's width over moe_tp, zero-padded, a row of gate and one of up in turn"
@@ -27,7 +28,7 @@ class Split(Enum):
 class Part(Enum):
     """Which stages of a replica hold a tensor."""
 
-    EMBEDDING = "the first stage, and the last where the output is tied to it"
+    EMBEDDING = "the first stage"
     LAYER = "the stage of its layer"
     OUTPUT = "the last stage"
 
@@ -38,7 +39,8 @@ class TensorSpec:
 
     The weight files hold it under its name, or in the `stack` of all experts. A bias that is added to a sum over the
     ranks of a split is held by the first of them alone, and is in the sum once: `added_over` that split. One
-    `in_float32` is held and computed with in float32 whatever the model's dtype is.
+    `in_float32` is held and computed with in float32 whatever the model's dtype is. One that is `tied_to` another has
+    that one's place in the files.
     """
 
     name: str
@@ -50,12 +52,13 @@ class TensorSpec:
     stack: ExpertStack | None = None
     added_over: Split | None = None
     in_float32: bool = False
+    tied_to: str = ""
 
     @property
     def in_files(self) -> tuple[FileTensor, ...]:
         """What the weight files hold it in."""
         if self.stack is None:
-            return (FileTensor(name=self.name, shape=self.shape),)
+            return (FileTensor(name=self.tied_to or self.name, shape=self.shape),)
         return stacked_in(self.stack, self.shape)
 
 

@@ -67,7 +67,14 @@ class SimulatedRanks:
         self._check_new_pages_are_read_by_nobody(plans)
         chunks = [tables.apply(plan) for tables, plan in zip(self.tables, plans, strict=True)]
         most = max(max(tables.rows) for tables in self.tables)
-        assert {plan.padded_rows for plan in plans} == {-(-most // self._shape.attention.tp)}
+        (padded_rows,), (padded_draws,) = (
+            {plan.padded_rows for plan in plans},
+            {plan.padded_draws for plan in plans},
+        )
+        assert padded_rows == -(-most // self._shape.attention.tp)
+        draws = [sum(chunk.is_drawn for chunk in part) for part in chunks]
+        assert padded_draws <= min(max(draws), padded_rows)
+        assert padded_draws * self._shape.attention.cp * self._shape.attention.tp >= max(draws)
         self._chunks[step_id] = chunks
         for ranks in self._unanswered:
             ranks.append(step_id)

@@ -20,7 +20,7 @@ def test_the_oldest_step_names_the_ranks_that_have_not_answered_and_goes_with_th
 
 def test_an_early_answer_waits_and_comes_after_the_end_of_the_step_before_it() -> None:
     steps = StepsInFlight(world_size=2, most=2)
-    parts = [DpStep(rows=[1])]
+    parts = [DpStep(rows=[1], draws=[1])]
     first, second = steps.send(parts), steps.send(parts)
     early = step_pb2.StepResult(step_id=second, global_rank=1, slots=[0], token_ids=[8])
     assert steps.take(early) == []

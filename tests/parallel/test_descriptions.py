@@ -37,8 +37,13 @@ def test_a_mixture_has_experts_and_no_width() -> None:
     assert len(description.tensors) == 3 + 4 * (6 + 1 + 8 * 3)
 
 
-def test_a_tied_output_has_no_tensor_of_its_own() -> None:
-    assert "lm_head.weight" not in [spec.name for spec in describe(llama(tie_word_embeddings=True)).tensors]
+def test_a_tied_output_is_the_embedding_in_the_files() -> None:
+    def in_files(*, tied: bool) -> list[str]:
+        specs = {spec.name: spec for spec in describe(llama(tie_word_embeddings=tied)).tensors}
+        return [place.name for place in specs["lm_head.weight"].in_files]
+
+    assert in_files(tied=True) == ["model.embed_tokens.weight"]
+    assert in_files(tied=False) == ["lm_head.weight"]
 
 
 def test_tensor_names_are_distinct() -> None:

@@ -143,7 +143,7 @@ def test_a_layers_tensors_are_on_its_stage_alone() -> None:
 
 def test_embedding_and_output_are_on_the_outer_stages() -> None:
     attention = AttentionSizes()
-    for description, on_last in ((MOE, {Part.OUTPUT}), (TIED, {Part.OUTPUT, Part.EMBEDDING})):
+    for description in (MOE, TIED):
         shape = ReplicaShape(pp=3, attention=attention, experts=ExpertSizes())
         parts = [
             {
@@ -154,7 +154,28 @@ def test_embedding_and_output_are_on_the_outer_stages() -> None:
             }
             for rank in range(3)
         ]
-        assert parts == [{Part.LAYER, Part.EMBEDDING}, {Part.LAYER}, {Part.LAYER} | on_last]
+        assert parts == [{Part.LAYER, Part.EMBEDDING}, {Part.LAYER}, {Part.LAYER, Part.OUTPUT}]
+
+
+@pytest.mark.parametrize("shares_output", [False, True])
+@pytest.mark.parametrize(("dp", "cp", "tp"), list(product((1, 2, 3), (1, 2), (1, 2))))
+def test_the_ranks_along_the_outputs_axis_hold_its_vocabulary_in_their_order(
+    dp: int, cp: int, tp: int, shares_output: bool
+) -> None:
+    sizes = AttentionSizes(dp=dp, cp=cp, tp=tp)
+    shape = ReplicaShape(pp=2, attention=sizes, experts=None, shares_output=shares_output)
+    size = TIED.vocab_size
+    for group in (found for found in shape.groups(shape.output_axis) if found.ranks[0] >= shape.stage_size):
+        assert len(group.ranks) == (dp * cp * tp if shares_output else tp)
+        slices = [
+            part.intervals[0]
+            for rank in group.ranks
+            for part in ModelShare(description=TIED, shape=shape, coordinates=shape.coordinates(rank)).slices()
+            if part.spec.name == "lm_head.weight"
+        ]
+        assert [found.start for found in slices[1:]] == [found.end for found in slices[:-1]]
+        assert (slices[0].start, slices[-1].end) == (0, size)
+        assert {found.padded for found in slices} == {-(-size // len(group.ranks))}
 
 
 def test_the_output_makes_the_last_stage_shorter_but_for_a_pool_of_prompts() -> None:

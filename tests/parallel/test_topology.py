@@ -77,6 +77,24 @@ def test_an_error_of_many_hosts_does_not_list_them_all() -> None:
         plan_topology(model="m", hosts=hosts, pools=[pool("unified", dp=101)])
 
 
+@pytest.mark.parametrize(
+    ("devices", "kind", "shares"),
+    [((4, 4), "cpu", True), ((2, 8), "cpu", True), ((3, 8), "cpu", False), ((8,), "cuda", False)],
+)
+def test_the_ranks_of_a_stage_share_the_output_where_all_replicas_have_them_on_the_cpu_of_one_host(
+    devices: tuple[int, ...], kind: str, shares: bool
+) -> None:
+    hosts = [
+        HostSpec(name=f"h{index}", address="local", device=kind, devices=tuple(range(count)))
+        for index, count in enumerate(devices)
+    ]
+    shape = ReplicaShape(attention=AttentionSizes(dp=2), experts=None)
+    names = tuple(host.name for host in hosts)
+    pool = PoolSpec(name="unified", replicas=4, shape=shape, engine=EngineSettings(), hosts=names)
+    topology = plan_topology(model="m", hosts=hosts, pools=[pool])
+    assert {replica.shape.shares_output for replica in topology.replicas} == {shares}
+
+
 def test_no_device_is_given_twice() -> None:
     topology = plan_topology(
         model="m",

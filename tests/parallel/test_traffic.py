@@ -1,5 +1,7 @@
 """Bytes that ranks send, against numbers worked out by hand for a tiny model."""
 
+from dataclasses import replace
+
 import pytest
 
 from parallel.settings import EngineSettings
@@ -73,6 +75,14 @@ def test_a_block_gathers_rows_with_their_choices_and_scatters_sums() -> None:
     assert sent(moe(dp=4, ep=2, moe_tp=2)) == {"block": 4 * 3 * 48 * (2 * 32 * 4 + 2 * 8)}
     # Two blocks of two ranks each: moe_dp moves nothing.
     assert sent(moe(dp=4, ep=2, moe_dp=2)) == {"block": 4 * 1 * 48 * (2 * 32 * 4 + 2 * 8)}
+
+
+def test_a_shared_output_gathers_what_is_drawn_from_over_the_whole_stage_and_sends_logits_back() -> None:
+    shape = replace(dense(dp=2, tp=2), shares_output=True)
+    found, draws = sent(shape, pool="decode"), 6
+    assert found["output"] == 3 * draws * (32 * 4 + 13 * 4)
+    of_tp = draws * (32 * 4 + 25 * 4)
+    assert sent(dense(dp=2, tp=2), pool="decode")["attn_tp"] - found["attn_tp"] == of_tp
 
 
 def test_a_stage_sends_rows_on_and_the_last_one_drawn_tokens_back() -> None:

@@ -130,6 +130,20 @@ MUTANTS = (
         pair="llama unified=tp2",
     ),
     Mutant(
+        name="a rank's part of a shared output",
+        path="parallel/model_share.py",
+        before="parts=len(ranks), index=ranks.index(self.coordinates.global_rank)",
+        after="parts=len(ranks), index=ranks[::-1].index(self.coordinates.global_rank)",
+        pair="llama unified=dp2",
+    ),
+    Mutant(
+        name="draws that the plan does not count",
+        path="worker/engine/chunk_planner.py",
+        before="step.rows[home] = step.draws[home] = len(slots) - others",
+        after="step.rows[home], step.draws[home] = len(slots) - others, min(len(slots) - others, 1)",
+        pair="llama unified=dp2",
+    ),
+    Mutant(
         name="a token on its way to the first stage",
         path="worker/step/slot_tokens.py",
         before="self._tokens[[slots[index] for index in kept]] = message[kept]",

@@ -1,5 +1,6 @@
 """A rank reads its own slices of a checkpoint and nothing of an expert that it does not own."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -68,6 +69,26 @@ def test_a_shape_that_differs_from_the_config_is_told_with_both(llama: Oracle, t
     shape = ReplicaShape(attention=AttentionSizes(), experts=None)
     with pytest.raises(ValueError, match=r"of shape \(80, 48\), its config.json asks for \(96, 48\)"):
         load(tmp_path, shape, 0)
+
+
+def test_a_tied_output_is_the_embedding_once_where_a_rank_has_the_same_part_of_both(
+    mixtral: Oracle, tmp_path: Path
+) -> None:
+    config = json.loads((mixtral.folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    tensors = load_file(mixtral.folder / "model.safetensors")
+    save_file({name: tensors[name] for name in tensors if name != "lm_head.weight"}, tmp_path / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    for shares_output in (False, True):
+        experts = ExpertSizes(ep=2)
+        shape = ReplicaShape(attention=AttentionSizes(dp=2), experts=experts, shares_output=shares_output)
+        weights = load(tmp_path, shape, 1)
+        output = weights["lm_head.weight"]
+        is_same = output.data_ptr() == weights["model.embed_tokens.weight"].data_ptr()
+        assert is_same is not shares_output
+        half = -(-len(embedding) // 2)
+        wanted = embedding[half:] if shares_output else embedding
+        assert torch.equal(output[: len(wanted)], wanted)
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])

@@ -47,13 +47,18 @@ class Parts:
         self._share = share
         self._expert_share = expert_share
 
+    @property
+    def shares_output(self) -> bool:
+        """Whether the ranks of a stage multiply each other's rows with the output."""
+        return self._share.shape.output_axis != "attn_tp"
+
     def has(self, name: str) -> bool:
         """Whether the model has the tensor `name`: what a config may switch off, its forward asks for."""
         return name in self._weights
 
     def embedding(self, name: str) -> Embedding:
-        """The token embedding; its weight stays for an output that is tied to it."""
-        return Embedding(self._weights[name], dtype=self._dtype, tp=self._groups["attn_tp"])
+        """The token embedding."""
+        return Embedding(self._weights.pop(name), dtype=self._dtype, tp=self._groups["attn_tp"])
 
     def norm(self, name: str) -> Norm:
         """A norm over the hidden size, for the block behind it, or for several over the same rows."""
@@ -63,8 +68,8 @@ class Parts:
         """The last norm and the output product."""
         return Output(
             norm=self._kernels.norm(self.norm(norm)),
-            head=self._kernels.linear([self._weights[head]]),
-            tp=self._groups["attn_tp"],
+            head=self._linear(head),
+            group=self._groups[self._share.shape.output_axis],
             vocab_size=self.description.vocab_size,
         )
 

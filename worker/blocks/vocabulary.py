@@ -1,7 +1,7 @@
-"""Embedding and output, their vocabulary split over attention's tp.
+"""Embedding and output: the vocabulary of one is split over attention's tp, that of the other over the output's axis.
 
-Shapes: T rows of all tp ranks, L rows of this rank, D draws of the rank that has most of them, V tokens of the
-vocabulary, Vp tokens of this rank's part.
+Shapes: T rows of all tp ranks, L rows of this rank, S draws of this rank, D of the rank that has most of them, V tokens
+of the vocabulary, Vp tokens of this rank's part.
 """
 
 import torch
@@ -35,18 +35,22 @@ class Embedding:
 class Output:
     """Rows to logits: the last norm and the product with the vocabulary."""
 
-    def __init__(self, *, norm: RowOperation, head: Linear, tp: Communicator, vocab_size: int) -> None:
+    def __init__(self, *, norm: RowOperation, head: Linear, group: Communicator, vocab_size: int) -> None:
+        """`group` are the ranks along the output's axis."""
         self._norm = norm
         self._head = head
-        self._tp = tp
+        self._group = group
         self._vocab_size = vocab_size
 
     def __call__(self, x_SH: torch.Tensor, *, padded_draws: int) -> torch.Tensor:
-        """Collective over tp: this rank's x [S, H] to float32 logits [S, V]; no rank has more than D = padded_draws.
+        """Collective over the group: x [S, H] of this rank to float32 logits [S, V]; none has more than padded_draws.
 
         Every part of the vocabulary is multiplied with the rows of all ranks, and goes to the rows' ranks.
         """
+        assert len(x_SH) <= padded_draws, (
+            f"{len(x_SH)} draws, but the plan says that no rank has more than {padded_draws}"
+        )
         rows = F.pad(self._norm(x_SH), (0, 0, 0, padded_draws - len(x_SH)))
-        parts = self._head(gather_rows(self._tp, rows)).float()
-        by_part = self._tp.all_to_all(parts.unflatten(0, (self._tp.size, padded_draws)))
+        parts = self._head(gather_rows(self._group, rows)).float()
+        by_part = self._group.all_to_all(parts.unflatten(0, (self._group.size, padded_draws)))
         return by_part.transpose(0, 1).flatten(1)[: len(x_SH), : self._vocab_size]

@@ -16,11 +16,12 @@ from worker.engine.sequence import Sequence
 
 @dataclass(kw_only=True)
 class DpStep:
-    """What one dp coordinate does in a step. `rows` is counted by cp rank; `reached` says of sequences up to which
-    position all is computed when the step has finished, where a window may move on by that.
+    """What one dp coordinate does in a step. `rows` and `draws` are counted by cp rank; `reached` says of sequences up
+    to which position all is computed when the step has finished, where a window may move on by that.
     """
 
     rows: list[int]
+    draws: list[int]
     plan: step_pb2.StepPlan = field(default_factory=step_pb2.StepPlan)
     sequences: list[Sequence] = field(default_factory=list)
     reached: list[tuple[Sequence, int]] = field(default_factory=list)
@@ -40,7 +41,7 @@ class ChunkPlanner:
 
     def plan_step(self) -> DpStep:
         """The chunks of the next step, with their pages taken and the sequences' counts moved on."""
-        step = DpStep(rows=[0] * self._cp)
+        step = DpStep(rows=[0] * self._cp, draws=[0] * self._cp)
         self._plan_decode(step)
         budget = self._budget - len(step.sequences)
         for sequence in list(self._state.prompts.values()):
@@ -50,10 +51,10 @@ class ChunkPlanner:
                 self._plan_prompt(step, sequence, end=sequence.planned_tokens + new_tokens)
         return step
 
-    def complete(self, step: DpStep, *, step_id: int, padded_rows: int) -> step_pb2.StepPlan:
+    def complete(self, step: DpStep, *, step_id: int, padded_rows: int, padded_draws: int) -> step_pb2.StepPlan:
         """The message of a step that goes out."""
         plan = step.plan
-        plan.step_id, plan.padded_rows = step_id, padded_rows
+        plan.step_id, plan.padded_rows, plan.padded_draws = step_id, padded_rows, padded_draws
         # As many as share out over tp: a rank without rows computes none. A captured graph would ask for more.
         plan.local_rows.extend(-(-rows // self._tp) for rows in step.rows)
         plan.leaves.extend(self._state.take_leaves())
@@ -75,7 +76,7 @@ class ChunkPlanner:
                 sequence.in_flight += 1
                 slots.append(sequence.slot)
                 step.sequences.append(sequence)
-            step.rows[home] = len(slots) - others
+            step.rows[home] = step.draws[home] = len(slots) - others
         step.plan.decode_slots = packed(slots)
         self._state.tokens_ahead -= len(slots)
 
@@ -134,6 +135,7 @@ class ChunkPlanner:
         for cp_rank, rows in enumerate(segments.rows_by_rank(self._cp).tolist()):
             step.rows[cp_rank] += rows
         is_last = end == sequence.prefill_end
+        step.draws[int(segments.cp_rank[-1])] += is_last
         step.plan.prompts.add(slot=sequence.slot, token_ids=packed(sequence.tokens[start:end]), sample=is_last)
         step.sequences.append(sequence)
         if self._windows:

@@ -120,8 +120,10 @@ class Leader:
             return None
         step_id = self._steps.send(steps)
         padded_rows = -(-max(max(step.rows) for step in steps) // self._tp)
+        # Which of a tp group's ranks draws is known to them alone: at worst one draws for all.
+        padded_draws = min(max(max(step.draws) for step in steps), padded_rows)
         return [
-            planner.complete(step, step_id=step_id, padded_rows=padded_rows)
+            planner.complete(step, step_id=step_id, padded_rows=padded_rows, padded_draws=padded_draws)
             for planner, step in zip(self._planners, steps, strict=True)
         ]
 

@@ -11,12 +11,13 @@ from worker.step.sequences import HandedChunk
 @dataclass(frozen=True, kw_only=True)
 class DrawRows:
     """D rows whose next token is drawn: their places among the rows, their slots, and where the drawn
-    token will stand; [D].
+    token will stand; [D]. No rank of the replica draws for more than `padded` of its own.
     """
 
     rows: Ints
     slots: Ints
     positions: Ints
+    padded: int
 
 
 @dataclass(frozen=True, kw_only=True)

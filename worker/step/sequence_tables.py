@@ -120,7 +120,7 @@ class SequenceTables:
             token_ids=self._token_ids(chunks, segments, is_own, total=num_rows + padding),
             slot_rows=first_row[is_decoding],
             slots=chunks.slots[own_chunk[is_decoding]],
-            draws=_draws(chunks, segments, is_own),
+            draws=_draws(chunks, segments, is_own, padded=plan.padded_draws),
             drawn_slots=[
                 slot for slot in chunks.slots[chunks.is_drawn].tolist() if self._sequences[slot].target is None
             ],
@@ -208,11 +208,14 @@ class SequenceTables:
         return TablePart(first_page=first, columns=PageColumns(cp_ranks=owners.astype(np.int32), pages=numbers))
 
 
-def _draws(chunks: Chunks, segments: Segments, is_own: Bools) -> DrawRows:
+def _draws(chunks: Chunks, segments: Segments, is_own: Bools, *, padded: int) -> DrawRows:
     """The rows that end a chunk which is drawn from."""
     ends_chunk = np.append(segments.chunk[1:] != segments.chunk[:-1], np.ones(min(len(segments.chunk), 1), np.bool_))
     is_drawn = is_own & ends_chunk & chunks.is_drawn[segments.chunk]
     last_row = np.cumsum(np.where(is_own, segments.end - segments.start, 0)) - 1
     return DrawRows(
-        rows=last_row[is_drawn], slots=chunks.slots[segments.chunk[is_drawn]], positions=segments.end[is_drawn]
+        rows=last_row[is_drawn],
+        slots=chunks.slots[segments.chunk[is_drawn]],
+        positions=segments.end[is_drawn],
+        padded=padded,
     )

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from parallel.collectives.communicator import Channel
@@ -107,26 +106,28 @@ class DrawOutput:
         kernels: Kernels,
         slot_tokens: SlotTokens,
         groups: RankGroups,
+        shares_output: bool,
         sampling: Callable[[int], control_pb2.Sampling],
     ) -> None:
-        """`sampling` gives how tokens of a slot are drawn."""
+        """`shares_output`: a stage's ranks multiply each other's rows. `sampling` is that of a slot."""
         self._output = output
         self._kernels = kernels
         self._slot_tokens = slot_tokens
         self._tp = groups["attn_tp"]
+        self._shares_output = shares_output
         self._sampling = sampling
 
     def __call__(self, rows: StepRows, x_LH: torch.Tensor) -> Drawn:
-        """Collective over the dp coordinate's ranks."""
+        """Collective over the dp coordinate's ranks, and over those that share the output."""
         local = rows.draws.rows - self._tp.index * rows.local_rows
         is_own = (local >= 0) & (local < rows.local_rows)
         slots, positions = rows.draws.slots[is_own].tolist(), rows.draws.positions[is_own].tolist()
         logits_SV = x_LH.new_empty((0, 0), dtype=torch.float32)
         tokens_S = torch.empty(0, dtype=torch.int64, device=x_LH.device)
         is_finite_S = tokens_S.bool()
-        if len(is_own):
+        if len(is_own) or (self._shares_output and rows.draws.padded):
             index = torch.from_numpy(local[is_own]).to(x_LH.device, non_blocking=True)
-            logits_SV = self._output(x_LH[index], padded_draws=self._most_draws(rows))
+            logits_SV = self._output(x_LH[index], padded_draws=rows.draws.padded)
         if slots:
             places = zip(slots, positions, strict=True)
             draws = [Draw(sampling=self._sampling(slot), position=position) for slot, position in places]
@@ -137,7 +138,3 @@ class DrawOutput:
                 tokens_S[row] = rows.probes[slot].forced_id
         self._slot_tokens.share(rows, slots, tokens_S)
         return Drawn(slots=slots, logits_SV=logits_SV, tokens_S=tokens_S, is_finite_S=is_finite_S)
-
-    def _most_draws(self, rows: StepRows) -> int:
-        """Draws of the tp rank that has most."""
-        return int(np.bincount(rows.draws.rows // rows.local_rows).max())
