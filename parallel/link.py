@@ -23,3 +23,33 @@ LINKS = {
     "cpu": LinkSpeed(flops=7e10, bytes_per_s=1e9, latency_s=2.5e-4, merge_bytes_per_s=6e8, hidden=0.0),
     "cuda": LinkSpeed(flops=4e14, bytes_per_s=2e11, latency_s=2e-5, merge_bytes_per_s=4e11, hidden=1.0),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSpeed:
+    """What a rank computes and reads for each unit it has, a core or an accelerator.
+
+    `flops` of products and `key_flops` of attention that reads few rows (operations/s), `read_bytes_per_s` of one unit
+    alone. The units of a host that has `n` of them read no more than `shared_reads * n` times that together, and no
+    more than `host_bytes_per_s`.
+    """
+
+    flops: float
+    key_flops: float
+    read_bytes_per_s: float
+    shared_reads: float
+    host_bytes_per_s: float
+
+    def reads(self, *, units: float, of: int) -> float:
+        """Bytes/s that each of `units` gets that read at once, on a host that has `of`."""
+        most = min(self.shared_reads * of * self.read_bytes_per_s, self.host_bytes_per_s)
+        return min(self.read_bytes_per_s, max(most, self.read_bytes_per_s) / units)
+
+
+#: Rough figures by kind of device: only their ratios choose. Cores of one host share its memory; accelerators do not.
+DEVICES = {
+    "cpu": DeviceSpeed(flops=9e10, key_flops=3e10, read_bytes_per_s=2.6e10, shared_reads=0.7, host_bytes_per_s=3e11),
+    "cuda": DeviceSpeed(
+        flops=4e14, key_flops=2e14, read_bytes_per_s=3e12, shared_reads=1.0, host_bytes_per_s=float("inf")
+    ),
+}
