@@ -5,35 +5,23 @@ and as many over shared memory, so that what else the machine does meets both.
 """
 
 import argparse
-import multiprocessing
-import os
 import statistics
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from multiprocessing.connection import Connection
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch._C._distributed_c10d import FileStore
 
+from benchmarks.local_groups import run_ranks
 from benchmarks.report import Report
-from native.build import Build
-from native.library import NativeLibrary
-from parallel.collectives.communicator import Channel, CollectiveClock, Communicator
-from parallel.collectives.gloo import GlooCommunicator
-from parallel.collectives.shared_memory import SharedMemoryCommunicator, WaitLimits
-from parallel.group_memory import GroupMemoryShape, allocate_group_memory
-from parallel.process.cores import available_cores
+from parallel.collectives.communicator import Channel, Communicator
+from parallel.link import Link
 
 VERBS = ("all-gather", "reduce-scatter", "all-to-all", "send and back")
-KINDS = ("gloo", "shared memory")
-TIMEOUT_S = 120.0
+KINDS = (Link.GLOO.value, Link.SHARED_MEMORY.value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,70 +44,21 @@ Samples = dict[tuple[str, str, int], list[float]]
 
 def measure(plan: Plan) -> Samples:
     """Starts the ranks; the samples are those of the first."""
-    Build().make()
-    context = multiprocessing.get_context("spawn")
-    descriptor = allocate_group_memory(GroupMemoryShape(size=plan.num_ranks))
-    mine, theirs = context.Pipe(duplex=False)
-    with tempfile.TemporaryDirectory() as folder:
-        where = (f"/proc/{os.getpid()}/fd/{descriptor}", str(Path(folder) / "store"))
-        processes = [
-            context.Process(target=run_rank, args=(plan, index, *where, theirs), daemon=True)
-            for index in range(plan.num_ranks)
-        ]
-        try:
-            for process in processes:
-                process.start()
-            theirs.close()
-            samples: Samples = mine.recv()
-            return samples
-        finally:
-            for process in processes:
-                process.join(10)
-                process.kill()
-            os.close(descriptor)
+    first: Samples = run_ranks(plan.num_ranks, partial(run_rank, plan=plan))[0]
+    return first
 
 
-def run_rank(plan: Plan, index: int, memory: str, store: str, samples_to: Connection) -> None:
-    """One rank's whole life."""
-    torch.set_num_threads(1)
-    groups = {
-        "gloo": join_gloo(plan.num_ranks, index, store),
-        "shared memory": join_memory(plan.num_ranks, index, memory),
-    }
+def run_rank(groups: Mapping[Link, Communicator], *, plan: Plan) -> Samples:
+    """What one rank does."""
     samples: Samples = defaultdict(list)
     for num_bytes in plan.sizes:
         for turn in range(plan.rounds + 1):  # the first is not counted
             for verb in VERBS:
-                for kind, group in groups.items():
+                for link, group in groups.items():
                     found = time_calls(group, verb, num_bytes=num_bytes, count=plan.calls_of(num_bytes))
                     if turn:
-                        samples[verb, kind, num_bytes] += found
-    groups["shared memory"].all_gather(torch.zeros(1))
-    if index == 0:
-        samples_to.send(dict(samples))
-
-
-def join_gloo(size: int, index: int, store: str) -> Communicator:
-    gloo: Any = dist.ProcessGroupGloo
-    options = gloo._Options()
-    options._devices = [gloo.create_device(hostname="127.0.0.1")]
-    options._timeout = timedelta(seconds=TIMEOUT_S)
-    group = gloo(FileStore(store, size), index, size, options)
-    return GlooCommunicator(group, size=size, index=index, clock=CollectiveClock())
-
-
-def join_memory(size: int, index: int, memory: str) -> Communicator:
-    path = Build().find()
-    assert path is not None, "built before the ranks were started"
-    spins = size <= available_cores()
-    return SharedMemoryCommunicator(
-        memory,
-        shape=GroupMemoryShape(size=size),
-        index=index,
-        library=NativeLibrary(path),
-        limits=WaitLimits(build_timeout_s=TIMEOUT_S, timeout_s=TIMEOUT_S, spins=spins),
-        clock=CollectiveClock(),
-    )
+                        samples[verb, link.value, num_bytes] += found
+    return dict(samples)
 
 
 def time_calls(group: Communicator, verb: str, *, num_bytes: int, count: int) -> list[float]:

@@ -9,7 +9,7 @@ import torch
 from attention.exchange.choice import ExchangePolicy, Strategy
 from attention.exchange.rows import ExchangeRows
 from parallel.chunk import choose_offset, cut_segments, new_page_owners
-from parallel.link import LINKS, LinkSpeed
+from parallel.link import LINKS, Link, LinkSpeed
 from parallel.page_columns import packed
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ReplicaShape
@@ -45,7 +45,7 @@ def exchange_policy(
     head_dim: int,
     page_size: int,
     element_bytes: int = 4,
-    link: LinkSpeed = LINKS["cpu"],
+    link: LinkSpeed = LINKS[Link.GLOO],
     max_tokens: int = 1 << 20,
     forced: Strategy | None = None,
     window: int = 0,

@@ -4,6 +4,8 @@ With R rows a rank, a rank sends each way
 
     gather        (B - 1) R H e                          every row to every rank of the block, sums reduced back
     all-to-all    B R H e * (share of ranks that a row goes to)      and one message of counts more
+
+and for all-to-all sorts its own rows by where they go, and adds up what comes back.
 """
 
 from dataclasses import dataclass
@@ -34,11 +36,10 @@ class DispatchPolicy:
         """The dispatcher for a step whose ranks have up to `padded_rows` rows."""
         if self.forced is not None:
             return self.forced
-        saved = (
-            2 * padded_rows * self.row_bytes * self.sizes.moe_tp * (self.sizes.ep - 1 - self._other_ranks_of_a_row())
-        )
-        # The counts are one more collective, and the host waits for them.
-        return Dispatch.ALL_TO_ALL if saved / self.link.bytes_per_s > 2 * self.link.latency_s else Dispatch.GATHER
+        own_bytes = padded_rows * self.row_bytes
+        saved = 2 * own_bytes * self.sizes.moe_tp * (self.sizes.ep - 1 - self._other_ranks_of_a_row())
+        sort_s = self.link.sort_s + own_bytes / self.link.sort_bytes_per_s
+        return Dispatch.ALL_TO_ALL if saved / self.link.bytes_per_s > sort_s else Dispatch.GATHER
 
     def _other_ranks_of_a_row(self) -> float:
         """Other ep coordinates that an even gate sends a row to: each is missed by all top_k slots or it is not."""

@@ -1,11 +1,13 @@
-"""The memory that the ranks of a group on one host share: its size, and the file that holds it. Pure but for the file.
+"""The memory that the ranks of a group on one host share: who has some, its size, and the file that holds it.
 
-What lies where in it is in `native/src/group_memory.h`.
+Pure but for the file. What lies where in it is in `native/src/group_memory.h`.
 """
 
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from parallel.link import Link
 
 _LINE = 128
 _CHANNELS = 3
@@ -59,6 +61,21 @@ def max_sends(size: int) -> int:
 def local_groups(groups: Iterable[tuple[int, ...]], *, hosts: Mapping[int, str]) -> list[tuple[int, ...]]:
     """The sets of ranks among `groups` that share memory, each once: those whose ranks all have one host in `hosts`."""
     return sorted({ranks for ranks in groups if 1 < len(ranks) <= MAX_RANKS and _has_one_host(ranks, hosts)})
+
+
+def may_share(*, device: str, kernels: str) -> bool:
+    """Whether ranks on devices of that kind may meet in their host's memory, where its launcher has native kernels."""
+    return device == "cpu" and kernels != "torch"
+
+
+def link_of(ranks: tuple[int, ...], *, hosts: Mapping[int, str], device: str, kernels: str) -> Link:
+    """Over what the ranks of a group meet, where the launchers have native kernels: what each of its ranks is told by
+    its own launcher, which holds all of them or not.
+    """
+    if device != "cpu":
+        return Link.NCCL
+    is_shared = may_share(device=device, kernels=kernels) and bool(local_groups([ranks], hosts=hosts))
+    return Link.SHARED_MEMORY if is_shared else Link.GLOO
 
 
 def _has_one_host(ranks: tuple[int, ...], hosts: Mapping[int, str]) -> bool:

@@ -13,7 +13,8 @@ class EngineSettings:
     held in where kernels widen them as they read, empty for dtype itself. step_timeout_s bounds one step of a
     replica and each of its collectives. `exchange` (auto, gather, ring, pass_q) is how queries meet the KV of other cp
     coordinates; `exchange_tokens` bounds the tokens of KV that it holds on a rank besides the pages, what is being sent
-    included. `dispatch` (auto, gather, all_to_all) is how rows get to their experts. `kernels`
+    included. `dispatch` (auto, gather, all_to_all) is how rows get to their experts; `pipeline` (auto, whole, parts) is
+    how a batch of decode goes through the stages: at once, or in a part for each. `kernels`
     (auto, torch, native) is who computes on a CPU; `attention_kernel` (those, and flashinfer) may differ from it.
     """
 
@@ -29,6 +30,7 @@ class EngineSettings:
     exchange: str = "auto"
     exchange_tokens: int = 32768
     dispatch: str = "auto"
+    pipeline: str = "auto"
     prefix_cache: bool = True
 
     @property

@@ -65,6 +65,7 @@ def settings_to_wire(settings: EngineSettings) -> control_pb2.Engine:
         exchange=settings.exchange,
         exchange_tokens=settings.exchange_tokens,
         dispatch=settings.dispatch,
+        pipeline=settings.pipeline,
         prefix_cache=settings.prefix_cache,
     )
 
@@ -84,6 +85,7 @@ def settings_from_wire(engine: control_pb2.Engine) -> EngineSettings:
         exchange=engine.exchange,
         exchange_tokens=engine.exchange_tokens,
         dispatch=engine.dispatch,
+        pipeline=engine.pipeline,
         prefix_cache=engine.prefix_cache,
     )
 

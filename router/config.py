@@ -148,6 +148,11 @@ class EngineConfig(_Strict):
         default="auto", description="how rows get to their experts; auto chooses for each step"
     )
 
+    pipeline: Literal["auto", "whole", "parts"] = Field(
+        default="auto",
+        description="how a batch of decode goes through pp stages, whole or in a part for each; auto chooses",
+    )
+
     prefix_cache: bool = Field(
         default=True, description="whether pools that prefill keep full pages for prompts that begin alike"
     )

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from rich.filesize import decimal
 
+from parallel.group_memory import link_of
 from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
 from parallel.peers import Peers, source_peers, target_peers
@@ -195,9 +196,14 @@ class _Life:
         if label:
             yield label, "none: it works alone"
 
-    def _where(self, ranks: Sequence[int]) -> str:
-        hosts = list(dict.fromkeys(self.replica.placements[rank].host for rank in ranks))
-        return "in one host" if len(hosts) == 1 else f"across {len(hosts)} hosts ({_listed(hosts)})"
+    def _where(self, ranks: tuple[int, ...]) -> str:
+        """On which hosts the ranks of a group are, and over what they meet there."""
+        places = {rank: self.replica.placements[rank].host for rank in ranks}
+        hosts = list(dict.fromkeys(places.values()))
+        device = self.topology.host(hosts[0]).device
+        link = link_of(ranks, hosts=places, device=device, kernels=self.replica.engine.kernels)
+        where = "in one host" if len(hosts) == 1 else f"across {len(hosts)} hosts ({_listed(hosts)})"
+        return f"{where}, over {link.value}"
 
     def _traffic(self) -> StepTraffic:
         return StepTraffic(

@@ -12,7 +12,7 @@ from functools import cached_property
 from parallel.admission import longest_sequence
 from parallel.crossing import Crossing, find_crossings
 from parallel.exchange_memory import exchange_bytes
-from parallel.group_memory import GroupMemoryShape, local_groups
+from parallel.group_memory import GroupMemoryShape, local_groups, may_share
 from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings
@@ -278,8 +278,9 @@ def _pool_row(
 
 def _group_bytes(replica: ReplicaPlan, *, topology: Topology) -> int:
     """Memory of the replica's groups, where its launchers have the native kernels that it takes."""
-    cpus = {host for host in replica.hosts if topology.host(host).device == "cpu"}
-    if not cpus or replica.engine.kernels == "torch":
+    kernels = replica.engine.kernels
+    cpus = {host for host in replica.hosts if may_share(device=topology.host(host).device, kernels=kernels)}
+    if not cpus:
         return 0
     groups = (group.ranks for axis in replica.shape.axes for group in replica.shape.groups(axis))
     hosts = {rank: place.host for rank, place in enumerate(replica.placements) if place.host in cpus}

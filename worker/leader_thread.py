@@ -10,6 +10,7 @@ from parallel.shape import ReplicaShape
 from parallel.storage import CacheGroup
 from proto import control_pb2, step_pb2
 from worker.engine.leader import Leader
+from worker.engine.pipeline_choice import PipelineChoice
 from worker.thread_end import end_thread
 
 #: A replica to which nothing has come for so long is in no hurry.
@@ -33,12 +34,20 @@ class LeaderThread:
         groups: Sequence[CacheGroup],
         vocab_size: int,
         revision: bytes,
+        pipeline: PipelineChoice,
         broadcast: Callable[[step_pb2.ToMember], None],
         send_plans: Callable[[Sequence[step_pb2.StepPlan]], None],
         tell_router: Callable[[control_pb2.FromReplica], None],
         fail: Callable[[BaseException], None],
     ) -> None:
-        self._leader = Leader(shape=shape, settings=settings, groups=groups, vocab_size=vocab_size, revision=revision)
+        self._leader = Leader(
+            shape=shape,
+            settings=settings,
+            groups=groups,
+            vocab_size=vocab_size,
+            revision=revision,
+            pipeline=pipeline,
+        )
         self._step_timeout_s = settings.step_timeout_s
         self._broadcast = broadcast
         self._send_plans = send_plans

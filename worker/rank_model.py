@@ -11,7 +11,7 @@ from attention.exchange.member import CpMember
 from attention.interface import AttentionBackend, AttentionSpec
 from parallel.collectives.communicator import Communicator
 from parallel.collectives.groups import RankGroups
-from parallel.link import LINKS
+from parallel.link import LINKS, LinkSpeed
 from parallel.model_share import ModelShare
 from parallel.settings import EngineSettings
 from parallel.storage import CacheGroup, Listed
@@ -157,7 +157,7 @@ def _members(
             members[cache_group.name] = CpMember(
                 group=group,
                 backend=make_backend(spec),
-                policy=_exchange_policy(share, cache_group, spec=spec, settings=settings),
+                policy=_exchange_policy(share, cache_group, spec=spec, settings=settings, link=LINKS[group.link]),
                 device=spec.device,
             )
     return members
@@ -179,7 +179,7 @@ def _attention_spec(share: ModelShare, group: CacheGroup, *, memory: KvMemory) -
 
 
 def _exchange_policy(
-    share: ModelShare, group: CacheGroup, *, spec: AttentionSpec, settings: EngineSettings
+    share: ModelShare, group: CacheGroup, *, spec: AttentionSpec, settings: EngineSettings, link: LinkSpeed
 ) -> ExchangePolicy:
     element = settings.dtype_bytes
     return ExchangePolicy(
@@ -190,7 +190,7 @@ def _exchange_policy(
         output_bytes=spec.num_heads * spec.value.width * element,
         key_flops=2 * spec.num_heads * (spec.key.width + spec.value.width),
         window=spec.window,
-        link=LINKS[spec.device.type],
+        link=link,
         max_tokens=settings.exchange_tokens,
         forced=None if settings.exchange == "auto" else Strategy(settings.exchange),
     )

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch._C._distributed_c10d import PrefixStore
 
 from attention.select import create_backend
@@ -14,14 +15,17 @@ from parallel.checkpoint.fingerprint import fingerprint
 from parallel.checkpoint.location import resolve_model
 from parallel.collectives.communicator import CollectiveClock
 from parallel.collectives.groups import GroupMemories, RankGroups, Rendezvous, build_groups
+from parallel.link import DEVICES
 from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
 from parallel.models.registry import describe_checkpoint
 from parallel.process.cores import available_cores
+from parallel.stage_cost import stage_costs
 from parallel.storage_wire import storage_to_wire
 from parallel.wire import check_assignment, settings_from_wire, shape_from_wire
 from proto import control_pb2, step_pb2
 from worker.device import ResultSender, torch_device
+from worker.engine.pipeline_choice import Host, PipelineChoice, choose_pipeline
 from worker.handoff.layer_wise import HandOff, LayerWiseHandOff, NoHandOff
 from worker.handoff.plan import HandoffSource
 from worker.handoff.receiver import HandoffReceiver
@@ -252,12 +256,28 @@ class RankRuntime:
             groups=description.cache_groups,
             vocab_size=description.vocab_size,
             revision=fingerprint(folder).encode(),
+            pipeline=self._pipeline_choice(description),
             broadcast=star.broadcast,
             send_plans=star.send_plans,
             tell_router=lambda events: self._tell_launcher(control_pb2.FromRank(replica=events)),
             fail=self._fail,
         )
         return star
+
+    def _pipeline_choice(self, description: ModelDescription) -> PipelineChoice:
+        """That of the leader, from what its own host holds of the replica."""
+        is_cpu, num_ranks = self._device.type == "cpu", len(self._assignment.ranks)
+        return choose_pipeline(
+            self._settings.pipeline,
+            stages=stage_costs(description, shape=self._shape, settings=self._settings),
+            stage_size=self._shape.stage_size,
+            host=Host(
+                speed=DEVICES[self._device.type],
+                units=available_cores() if is_cpu else num_ranks,
+                units_per_rank=torch.get_num_threads() if is_cpu else 1,
+                num_ranks=num_ranks,
+            ),
+        )
 
     def _tell_whereabouts(self) -> None:
         whereabouts = step_pb2.Whereabouts(

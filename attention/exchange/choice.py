@@ -9,7 +9,8 @@ wide, and H of those heads, a rank sends
     queries  (cp - 1) / cp * T * (bytes of q + of an output + 4 H)     there and, with a log-sum-exp of 4 bytes, back
 
 and, but for gathered KV, merges (cp - 1) / cp * T * bytes of an output of partial results. New K and V that go to
-another rank's pages travel in any of them alike.
+another rank's pages travel in any of them alike. Gathered KV is one message, a ring two for each other rank, queries
+and the two that come back are three: each for all chunks of a step that go the same way, so a chunk has its share.
 """
 
 from collections.abc import Iterator
@@ -78,29 +79,32 @@ class ExchangePolicy:
         if fixed:
             chosen = [fixed] * len(is_local)
         else:
-            cheapest = self._cheapest(rows.new_tokens, rows.cached_tokens, cp=rows.cp)
+            num_chunks = int((~is_local).sum())
+            cheapest = self._cheapest(rows.new_tokens, rows.cached_tokens, cp=rows.cp, num_chunks=num_chunks)
             chosen = [REMOTE[index] for index in cheapest.tolist()]
         chosen = [Strategy.LOCAL if local else choice for local, choice in zip(is_local, chosen, strict=True)]
         if Strategy.GATHER in chosen and not self.window:
             self._move_to_rings(chosen, rows)
         return chosen
 
-    def cheapest(self, *, new_tokens: int, cached_tokens: int, cp: int) -> Strategy:
-        """The strategy whose exchange adds the least time to the attention of one chunk."""
-        return REMOTE[int(self._cheapest(np.array([new_tokens]), np.array([cached_tokens]), cp=cp)[0])]
+    def cheapest(self, *, new_tokens: int, cached_tokens: int, cp: int, num_chunks: int = 1) -> Strategy:
+        """The strategy whose exchange adds the least time to the attention of one of so many equal chunks."""
+        found = self._cheapest(np.array([new_tokens]), np.array([cached_tokens]), cp=cp, num_chunks=num_chunks)
+        return REMOTE[int(found[0])]
 
     def costs(self, *, new_tokens: int, cached_tokens: int, cp: int) -> dict[Strategy, float]:
-        """Seconds a layer that each strategy adds to the attention itself."""
-        costs = self._costs(np.array([new_tokens]), np.array([cached_tokens]), cp=cp)
+        """Seconds a layer that each strategy adds to the attention itself of a chunk that is alone."""
+        costs = self._costs(np.array([new_tokens]), np.array([cached_tokens]), cp=cp, num_chunks=1)
         return {strategy: float(cost) for strategy, cost in zip(REMOTE, costs[:, 0], strict=True)}
 
-    def _cheapest(self, new_tokens: Ints, cached_tokens: Ints, *, cp: int) -> Ints:
-        cheapest: Ints = self._costs(new_tokens, cached_tokens, cp=cp).argmin(axis=0)
+    def _cheapest(self, new_tokens: Ints, cached_tokens: Ints, *, cp: int, num_chunks: int) -> Ints:
+        cheapest: Ints = self._costs(new_tokens, cached_tokens, cp=cp, num_chunks=num_chunks).argmin(axis=0)
         return cheapest
 
-    def _costs(self, new_tokens: Ints, cached_tokens: Ints, *, cp: int) -> npt.NDArray[np.float64]:
+    def _costs(self, new_tokens: Ints, cached_tokens: Ints, *, cp: int, num_chunks: int) -> npt.NDArray[np.float64]:
         """Seconds a layer [3, C], in the order of REMOTE."""
         link, share = self.link, (cp - 1) / cp
+        message_s = link.latency_s / num_chunks
         kv_s = share * (new_tokens + cached_tokens) * self.token_bytes / link.bytes_per_s
         row_bytes = self.query_bytes + self.output_bytes + 4 * self.num_heads
         query_s = share * new_tokens * row_bytes / link.bytes_per_s
@@ -109,9 +113,9 @@ class ExchangePolicy:
         hidden_s = link.hidden * np.minimum(kv_s, share * attention_s)
         return np.stack(
             [
-                kv_s + link.latency_s,
-                kv_s - hidden_s + merge_s + 2 * (cp - 1) * link.latency_s,
-                query_s + merge_s + 2 * link.latency_s,
+                kv_s + message_s,
+                kv_s - hidden_s + merge_s + 2 * (cp - 1) * message_s,
+                query_s + merge_s + 3 * message_s,
             ]
         )
 

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import torch
 
+from parallel.link import Link
+
 
 class PeerLostError(RuntimeError):
     """A collective failed because another rank is gone or silent: that rank's end is the cause, not this one's."""
@@ -34,6 +36,11 @@ class Communicator(Protocol):
     @property
     def index(self) -> int:
         """This rank's place in the group."""
+        ...
+
+    @property
+    def link(self) -> Link:
+        """Over what its ranks meet: the same on all of them."""
         ...
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
@@ -94,6 +101,7 @@ class LocalCommunicator:
 
     size = 1
     index = 0
+    link = Link.SHARED_MEMORY  # its own
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """x as [1, ...]."""

@@ -10,10 +10,13 @@ import torch
 from parallel.collectives.c10d_calls import begin_collective, finish_collective, run_collective
 from parallel.collectives.communicator import Channel, CollectiveClock
 from parallel.group_memory import max_sends
+from parallel.link import Link
 
 
 class GlooCommunicator:
     """Collectives on host memory. A reduce-scatter is an all-to-all and a sum: faster than gloo's, in fixed order."""
+
+    link = Link.GLOO
 
     def __init__(self, group: Any, *, size: int, index: int, clock: CollectiveClock) -> None:
         self._group = group

@@ -10,6 +10,7 @@ import torch
 from parallel.collectives.c10d_calls import begin_collective, finish_collective, run_collective
 from parallel.collectives.communicator import Channel
 from parallel.group_memory import max_sends
+from parallel.link import Link
 
 
 class NcclCommunicator:
@@ -18,6 +19,8 @@ class NcclCommunicator:
     NCCL runs what one group is asked for in order, so messages that may overtake each other have groups of their own:
     `channels` has one for each channel that is used among these ranks.
     """
+
+    link = Link.NCCL
 
     def __init__(self, collectives: Any, *, channels: dict[Channel, Any], size: int, index: int) -> None:
         self._collectives = collectives

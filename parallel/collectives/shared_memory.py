@@ -18,6 +18,7 @@ import torch
 from native.library import GroupShape, NativeLibrary, WaitEnd, wait_end
 from parallel.collectives.communicator import Channel, CollectiveClock, PeerLostError
 from parallel.group_memory import GroupMemoryShape, max_sends
+from parallel.link import Link
 
 #: How long a wait keeps its core where there is one for each rank that steps together.
 _SPIN_US = 30
@@ -55,6 +56,8 @@ class _Shift:
 
 class SharedMemoryCommunicator:
     """Collectives on host memory between processes of one host. Its results have the bits of GlooCommunicator's."""
+
+    link = Link.SHARED_MEMORY
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """Which exchange a chunk takes: the published crossing, what is forced, and what may be held besides the pages."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from attention.exchange.choice import ExchangePolicy, Strategy
 from benchmarks.exchange_steps import StepChunk, exchange_policy, exchange_rows
-from parallel.link import LinkSpeed
+from parallel.link import LINKS, Link
 
 PAGE = 16
 
@@ -26,7 +27,7 @@ PAPER = exchange_policy(
     num_kv_heads=1,
     head_dim=128,
     element_bytes=2,
-    link=LinkSpeed(flops=5e14, bytes_per_s=2e10, latency_s=2e-5, merge_bytes_per_s=4e11, hidden=1.0),
+    link=replace(LINKS[Link.NCCL], flops=5e14, bytes_per_s=2e10),
     max_tokens=1 << 20,
 )
 
@@ -49,6 +50,27 @@ def test_once_kv_is_passed_more_new_tokens_never_go_back_to_queries() -> None:
             chosen = PAPER.cheapest(new_tokens=new_tokens, cached_tokens=total - new_tokens, cp=cp)
             passes_kv |= chosen is not Strategy.PASS_Q
             assert not (passes_kv and chosen is Strategy.PASS_Q), (cp, total, percent)
+
+
+@pytest.mark.parametrize("link", list(Link))
+def test_many_decoding_sequences_share_a_message_and_pass_queries_where_one_alone_may_gather(link: Link) -> None:
+    by = exchange_policy(num_heads=9, num_kv_heads=3, head_dim=64, page_size=PAGE, link=LINKS[link])
+    for context in (16, 100, 511, 4095):
+        alone, beside = (
+            by.cheapest(new_tokens=1, cached_tokens=context, cp=2, num_chunks=count) is Strategy.PASS_Q
+            for count in (1, 64)
+        )
+        assert beside >= alone
+    assert by.cheapest(new_tokens=1, cached_tokens=511, cp=2, num_chunks=64) is Strategy.PASS_Q
+
+
+def test_chunks_that_see_nothing_elsewhere_have_no_share_of_a_message() -> None:
+    by = exchange_policy(num_heads=9, num_kv_heads=3, head_dim=64, page_size=PAGE, link=LINKS[Link.GLOO])
+    short = StepChunk(cached_tokens=0, new_tokens=3)
+    decoding = StepChunk(cached_tokens=511, new_tokens=1, home=0)
+    alone = chosen_for([decoding], cp=2, by=by)
+    assert chosen_for([decoding, *[short] * 20], cp=2, by=by) == [*alone, *[Strategy.LOCAL] * 20]
+    assert alone == [Strategy.GATHER] and chosen_for([decoding] * 8, cp=2, by=by) == [Strategy.PASS_Q] * 8
 
 
 def chunks_of(cached: Sequence[int], new: Sequence[int]) -> list[StepChunk]:

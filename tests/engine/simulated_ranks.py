@@ -12,6 +12,7 @@ from proto import control_pb2, step_pb2
 from tests.engine.simulated_tables import Chunk, SimulatedTables
 from tests.harness.cache_groups import FULL
 from worker.engine.leader import Leader
+from worker.engine.pipeline_choice import PipelineChoice
 
 #: What ranks draw. No prompt has any of them: so nobody finds what was drawn in the prefix cache.
 STOP = 99
@@ -29,9 +30,10 @@ class SimulatedRanks:
         groups: Sequence[CacheGroup] = FULL,
         seed: int = 0,
         faults: float = 0.0,
+        pipeline: PipelineChoice | None = None,
     ) -> None:
         """`faults` is the share of draws without numbers, and of writes that fail."""
-        self.leader = Leader(shape=shape, settings=settings, groups=groups)
+        self.leader = Leader(shape=shape, settings=settings, groups=groups, pipeline=pipeline)
         self.prompts: dict[int, tuple[int, ...]] = {}
         self.drawn: dict[int, list[int]] = {}
         self.ended: dict[int, str] = {}

@@ -62,13 +62,13 @@ def test_a_prompt_that_is_handed_off_is_at_home_nowhere() -> None:
 
 
 def test_homes_share_a_budget_that_is_less_than_what_waits_and_none_is_forgotten() -> None:
-    turns = DecodeTurns(cp=4, pp=1)
+    turns = DecodeTurns(cp=4)
     members = [member(index, home=index % 4) for index in range(12)]
     for sequence in members:
         turns.add(sequence)
     seen: list[Sequence] = []
     for budget in (6, 6, 3, 3, 3, 3):
-        taken = turns.next_turn(budget=budget)
+        taken = turns.next_turn(parts=1, budget=budget)
         assert sum(map(len, taken)) == budget
         assert max(map(len, taken)) - min(map(len, taken)) <= 1
         seen += [sequence for part in taken for sequence in part]

@@ -14,6 +14,7 @@ from proto import control_pb2, step_pb2
 from tests.engine.simulated_ranks import STOP, SimulatedRanks
 from tests.harness.cache_groups import FULL, full_group, window_group
 from worker.engine.leader import Leader
+from worker.engine.pipeline_choice import FixedParts
 
 
 def only(plans: list[step_pb2.StepPlan] | None) -> step_pb2.StepPlan:
@@ -34,6 +35,19 @@ def prompt(chance: random.Random) -> list[int]:
     return [*first, *range(chance.randint(0, 20))]
 
 
+class ChangingParts:
+    """Chooses another number of parts each time: what is planned must not depend on what was chosen before."""
+
+    def __init__(self, *, most: int, seed: int) -> None:
+        self._most = most
+        self._random = random.Random(seed)
+
+    def num_parts(self, *, rows: int, context: float) -> int:
+        """See PipelineChoice."""
+        assert rows > 0 and context > 0
+        return self._random.randint(1, self._most)
+
+
 VERBS = ("submit", "submit", "plan", "plan", "plan", "answer", "answer", "write", "targets", "start", "abort")
 #: Windows shorter and longer than a page, a zigzag block and a prompt; 0 sees everything.
 WINDOWS = st.sampled_from([(0,), (0, 1), (0, 3), (5, 0), (0, 8), (0, 17), (0, 40), (2, 9), (6,), (10,)])
@@ -45,7 +59,7 @@ POOLS = st.sampled_from(["prefill", "decode", "unified"])
     verbs=st.lists(st.sampled_from(VERBS), max_size=80),
     dp=st.integers(1, 2),
     cp=st.integers(1, 4),
-    pp=st.integers(1, 2),
+    pp=st.integers(1, 3),
     pool=POOLS,
     windows=WINDOWS,
     faults=st.sampled_from([0.0, 0.1]),
@@ -56,7 +70,14 @@ def test_whatever_happens_every_page_returns_and_every_request_ends_once(
 ) -> None:
     shape = ReplicaShape(pp=pp, attention=AttentionSizes(dp=dp, cp=cp), experts=None)
     settings_ = EngineSettings(page_size=4, max_batch_tokens=10, max_sequences=3, kv_tokens=48)
-    ranks = SimulatedRanks(shape=shape, settings=settings_, groups=groups_of(windows), seed=seed, faults=faults)
+    ranks = SimulatedRanks(
+        shape=shape,
+        settings=settings_,
+        groups=groups_of(windows),
+        seed=seed,
+        faults=faults,
+        pipeline=ChangingParts(most=pp, seed=seed),
+    )
     live(ranks, verbs, pool=pool, chance=random.Random(seed))
 
 
@@ -261,6 +282,65 @@ def test_each_of_the_steps_that_are_under_way_has_its_part_of_the_decoding_seque
     # All five are in the prompts' step too, and in no more than one beside it.
     assert [len(part) for part in slots] == [3, 2]
     assert len({*slots[0], *slots[1]}) == 5
+
+
+class GivenParts:
+    """As many parts as the test says."""
+
+    def __init__(self, parts: int) -> None:
+        self.parts = parts
+
+    def num_parts(self, *, rows: int, context: float) -> int:
+        """See PipelineChoice."""
+        return self.parts
+
+
+@pytest.mark.parametrize("dp", [1, 2])
+@pytest.mark.parametrize("cp", [1, 2])
+@pytest.mark.parametrize("pp", [2, 3, 4])
+@pytest.mark.parametrize("before", [1, 2, 4])
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_batch_in_other_parts_than_before_soon_has_even_ones_and_every_sequence_its_turn(
+    dp: int, cp: int, pp: int, before: int, after: int
+) -> None:
+    shape = ReplicaShape(pp=pp, attention=AttentionSizes(dp=dp, cp=cp), experts=None)
+    settings_ = EngineSettings(page_size=4, max_batch_tokens=200, max_sequences=12, kv_tokens=4000)
+    pipeline = GivenParts(min(before, pp))
+    ranks = SimulatedRanks(shape=shape, settings=settings_, pipeline=pipeline)
+    for request_id in range(12 * dp):
+        ranks.submit(control_pb2.Submit(request_id=request_id, prompt_ids=[request_id, 1], max_new_tokens=200))
+
+    def turns(count: int) -> list[list[set[int]]]:
+        """The slots of so many steps by dp coordinate, each planned as soon as it may be, as the oldest is answered."""
+        found: list[list[set[int]]] = []
+        while len(found) < count:
+            while plans := ranks.plan():
+                found.append([set(column(plan.decode_slots).tolist()) for plan in plans])
+            oldest = ranks.leader.oldest_step
+            while ranks.leader.oldest_step == oldest or (ranks.leader.oldest_step or (0,))[0] == (oldest or (0,))[0]:
+                ranks.answer()
+            ranks.listen()
+        return found
+
+    turns(8)
+    pipeline.parts = parts = min(after, pp)
+    turns(2 * pp + 2)  # those of the parts before come together
+    later = turns(4 * parts)
+    for number in range(len(later) - parts + 1):
+        for of_dp in range(dp):
+            round_ = [step[of_dp] for step in later[number : number + parts]]
+            assert set.union(*round_) == set(range(12)), "each has its turn in every round"
+            assert all(len(step) <= -(-12 // cp // parts) * cp for step in round_), "parts are even"
+
+
+def test_prompts_that_are_left_go_through_all_stages_whatever_decode_does() -> None:
+    shape = ReplicaShape(pp=3, attention=AttentionSizes(), experts=None)
+    settings_ = EngineSettings(page_size=4, max_batch_tokens=16, max_sequences=4, kv_tokens=400)
+    ranks = SimulatedRanks(shape=shape, settings=settings_, pipeline=FixedParts(parts=1))
+    ranks.submit(control_pb2.Submit(request_id=1, prompt_ids=[1], max_new_tokens=40))
+    assert [ranks.plan() is not None for _ in range(3)] == [True, True, False]
+    ranks.submit(control_pb2.Submit(request_id=2, prompt_ids=range(64), max_new_tokens=4))
+    assert [ranks.plan() is not None for _ in range(3)] == [True, True, False]
 
 
 def test_a_reservation_that_waits_is_not_overtaken_by_smaller_ones() -> None:

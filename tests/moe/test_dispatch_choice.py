@@ -3,13 +3,13 @@
 import pytest
 
 from moe.dispatch_choice import Dispatch, DispatchPolicy
-from parallel.link import LINKS
+from parallel.link import LINKS, Link
 from parallel.shape import ExpertSizes
 
 
 def policy(*, ep: int, top_k: int, moe_tp: int = 1, forced: Dispatch | None = None) -> DispatchPolicy:
     sizes = ExpertSizes(ep=ep, moe_tp=moe_tp)
-    return DispatchPolicy(sizes=sizes, top_k=top_k, row_bytes=8192, link=LINKS["cuda"], forced=forced)
+    return DispatchPolicy(sizes=sizes, top_k=top_k, row_bytes=8192, link=LINKS[Link.NCCL], forced=forced)
 
 
 @pytest.mark.parametrize("forced", list(Dispatch))
@@ -29,6 +29,16 @@ def test_rows_that_visit_every_rank_are_gathered_at_any_size() -> None:
     # With 32 of the experts on each of 2 ranks, a row misses a rank by all of its 30 choices once in a billion.
     assert policy(ep=2, top_k=30).choose(padded_rows=1000) is Dispatch.GATHER
     assert policy(ep=1, top_k=1, moe_tp=8).choose(padded_rows=1_000_000) is Dispatch.GATHER
+
+
+def test_where_memory_is_shared_rows_of_two_ranks_are_always_gathered_and_of_more_by_their_number() -> None:
+    # To sort a row costs as much as to copy the half of one that need not go.
+    def chosen(ep: int, rows: int) -> Dispatch:
+        shared = DispatchPolicy(sizes=ExpertSizes(ep=ep), top_k=1, row_bytes=2304, link=LINKS[Link.SHARED_MEMORY])
+        return shared.choose(padded_rows=rows)
+
+    assert {chosen(2, rows) for rows in (1, 64, 1024, 100_000)} == {Dispatch.GATHER}
+    assert [chosen(4, rows) for rows in (1, 64, 1024)] == [Dispatch.GATHER, Dispatch.GATHER, Dispatch.ALL_TO_ALL]
 
 
 def test_the_ranks_of_a_block_are_those_of_its_ep_coordinates_in_order() -> None:

@@ -42,8 +42,8 @@ def told(name: str, rank: int) -> str:
         "experts    2 to 3 of 8 in each layer",
         "1024 pages of 16 tokens and a spare one, 128 bytes a token",
         "cut into 4 blocks of pages; each of 2 cp coordinates takes two",
-        "groups     pp with rank 1, in one host",
-        "attn_tp with rank 4, in one host: rows gathered and scattered",
+        "groups     pp with rank 1, in one host, over nccl",
+        "attn_tp with rank 4, in one host, over nccl: rows gathered and scattered",
         "writes to ranks 4, 12, 20, 28 of decode/0: layers 2 to 3, KV heads 2",
     ],
 )
@@ -57,7 +57,7 @@ def test_a_prefill_ranks_life_is_told(words: str) -> None:
         "query 1 of 8, KV 0 of 4, which 2 tp ranks hold alike",
         "experts    0 to 1 of 8 in each layer, columns 10 to 19 of each one's width, in block 1 of 4",
         "a decoding sequence's pages lie on all 2 cp ranks; its next token is worked on by its home",
-        "attn_cp with rank 1, across 2 hosts (h2, h3): queries and their new KV out",
+        "attn_cp with rank 1, across 2 hosts (h2, h3), over nccl: queries and their new KV out",
         "is written to by ranks 4, 6 of any of prefill/0 to prefill/1: layers 2 to 3, KV heads 0",
     ],
 )
@@ -79,6 +79,26 @@ def test_a_rank_alone_works_alone() -> None:
     assert "groups     none: it works alone" in words
     assert "experts    none: the model is dense" in words
     assert "hand-off   none: its pool does both" in words
+
+
+@pytest.mark.parametrize(
+    ("kernels", "devices", "words"),
+    [
+        ("auto", (4,), "attn_cp with rank 1, in one host, over shared memory"),
+        ("torch", (4,), "attn_cp with rank 1, in one host, over gloo"),
+        ("auto", (2, 2), "pp with rank 2, across 2 hosts (h0, h1), over gloo"),
+        ("auto", (2, 2), "attn_cp with rank 1, in one host, over shared memory"),
+    ],
+)
+def test_it_is_told_over_what_the_ranks_of_a_group_meet(kernels: str, devices: tuple[int, ...], words: str) -> None:
+    shape = ReplicaShape(pp=2, attention=AttentionSizes(cp=2), experts=None)
+    hosts = [
+        HostSpec(name=f"h{index}", address="local", device="cpu", devices=tuple(range(count)))
+        for index, count in enumerate(devices)
+    ]
+    pool = PoolSpec(name="unified", replicas=1, shape=shape, engine=EngineSettings(kernels=kernels))
+    topology = plan_topology(model="m", hosts=hosts, pools=[pool])
+    assert words in explain(topology, description=describe(llama()), replica=topology.replicas[0], rank=0)
 
 
 def test_of_a_stage_whose_layers_are_dense_it_says_so() -> None:

@@ -26,7 +26,7 @@ ROOMY, NARROW = 2048, 128
 @dataclass(frozen=True, kw_only=True)
 class Pair:
     """What runs: one shape where it is unified, two where KV is handed off. `pages` are both sides' page sizes,
-    `kv` the tokens that a rank has room for, `kernels` who computes.
+    `kv` the tokens that a rank has room for, `kernels` who computes, `pipeline` how decode goes through stages.
     """
 
     family: str
@@ -37,6 +37,7 @@ class Pair:
     pages: tuple[int, int] = (8, 8)
     kv: int = ROOMY
     kernels: str = "auto"
+    pipeline: str = "auto"
 
     def __str__(self) -> str:
         prefill = shape_text(self.prefill)
@@ -44,7 +45,8 @@ class Pair:
         chosen = f"exchange={self.exchange} dispatch={self.dispatch}"
         room = f" kv={self.kv}" if self.kv != ROOMY else ""
         kernels = f" kernels={self.kernels}" if self.kernels != "auto" else ""
-        return f"{self.family} {pools} {chosen} pages={self.pages[0]}.{self.pages[1]}{room}{kernels}"
+        pipeline = f" pipeline={self.pipeline}" if self.pipeline != "auto" else ""
+        return f"{self.family} {pools} {chosen} pages={self.pages[0]}.{self.pages[1]}{room}{kernels}{pipeline}"
 
     @property
     def shapes(self) -> tuple[ReplicaShape, ...]:
@@ -72,6 +74,7 @@ def parse_pair(text: str) -> Pair:
         pages=(first, second),
         kv=int(values.get("kv", ROOMY)),
         kernels=values.get("kernels", "auto"),
+        pipeline=values.get("pipeline", "auto"),
     )
 
 
@@ -95,7 +98,7 @@ _TURNS = (
 DENSE = frozenset({"llama", "qwen2", "qwen3"})
 DENSE_AXES = ("pp", "dp", "cp", "tp")
 AXES = (*DENSE_AXES, "moe_dp", "ep", "moe_tp")
-_LEGAL = "exchange, dispatch, pages, kv, kernels"
+_LEGAL = "exchange, dispatch, pages, kv, kernels, pipeline"
 _KEYS = frozenset({"unified", "prefill", "decode", *_LEGAL.split(", ")})
 
 
@@ -194,7 +197,8 @@ CORNERS = (
 def spread(*, count: int, seed: int = 1) -> list[Pair]:
     """`count` pairs: the corners first, then a draw that gives every set of split axes the same chance.
 
-    Two pairs of five run with torch's kernels, the oracle of the native ones.
+    Two pairs of five run with torch's kernels, the oracle of the native ones; where decode has stages, two of three
+    with its batch in parts, and the third whole.
     """
     pairs = [_by_turns(parse_pair(line), place) for place, line in enumerate(CORNERS)][:count]
     source = random.Random(seed)
@@ -219,7 +223,10 @@ def spread(*, count: int, seed: int = 1) -> list[Pair]:
 
 
 def _by_turns(pair: Pair, place: int) -> Pair:
-    return replace(pair, kernels="torch") if place % 5 > 2 else pair
+    pair = replace(pair, kernels="torch") if place % 5 > 2 else pair
+    if (pair.decode or pair.prefill).pp == 1:
+        return pair
+    return replace(pair, pipeline="parts" if place % 3 else "whole")
 
 
 def _by_axes(*, dense: bool) -> dict[str, list[ReplicaShape]]:

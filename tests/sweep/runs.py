@@ -80,6 +80,7 @@ def _pool(name: str, shape: ReplicaShape, *, pair: Pair, page_size: int) -> Pool
         exchange=pair.exchange,
         dispatch=pair.dispatch,
         kernels=pair.kernels,
+        pipeline=pair.pipeline,
         exchange_tokens=128,
     )
     return PoolSpec(name=name, replicas=1, shape=shape, engine=engine)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from native.build import Build
-from parallel.group_memory import GroupMemoryShape
+from parallel.group_memory import GroupMemoryShape, link_of
+from parallel.link import Link
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ReplicaShape
 from parallel.topology import HostSpec, PoolSpec, plan_topology
@@ -54,6 +55,24 @@ def requests(*devices: int, kernels: str = "auto") -> list[control_pb2.AssignReq
 
 def num_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("devices", [(8,), (4, 4), (2, 6), (3, 5), (1, 7), (2, 2, 2, 2), (1, 2, 2, 3)])
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_every_rank_of_a_group_meets_the_others_over_what_the_router_says(
+    devices: tuple[int, ...], kernels: str
+) -> None:
+    found = requests(*devices, kernels=kernels)
+    hosts = {given.global_rank: str(index) for index, request in enumerate(found) for given in request.ranks}
+    for request in found:
+        memories = GroupMemories(request)
+        for given in request.ranks:
+            shared = {tuple(group.ranks) for group in memories.of_rank(given.global_rank)}
+            for group in given.groups:
+                ranks = tuple(group.ranks)
+                link = Link.SHARED_MEMORY if ranks in shared else Link.GLOO
+                assert link_of(ranks, hosts=hosts, device="cpu", kernels=kernels) is link
+        memories.close()
 
 
 def test_groups_whose_ranks_one_launcher_holds_share_memory_and_others_do_not() -> None:

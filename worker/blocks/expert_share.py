@@ -54,7 +54,7 @@ def expert_share(
         sizes=sizes,
         top_k=description.experts.top_k,
         row_bytes=description.hidden_size * settings.dtype_bytes,
-        link=LINKS[device.type],
+        link=LINKS[block.link],
         forced=None if settings.dispatch == "auto" else Dispatch(settings.dispatch),
     )
     return ExpertShare(

@@ -39,10 +39,12 @@ class ChunkPlanner:
         self._page_size = settings.page_size
         self._budget = settings.max_batch_tokens
 
-    def plan_step(self) -> DpStep:
-        """The chunks of the next step, with their pages taken and the sequences' counts moved on."""
+    def plan_step(self, *, parts: int) -> DpStep:
+        """The chunks of the next step, with their pages taken and the sequences' counts moved on: one of `parts` of the
+        decoding sequences, and of prompts what is left of the budget.
+        """
         step = DpStep(rows=[0] * self._cp, draws=[0] * self._cp)
-        self._plan_decode(step)
+        self._plan_decode(step, parts=parts)
         budget = self._budget - len(step.sequences)
         for sequence in list(self._state.prompts.values()):
             new_tokens = self._prompt_tokens(sequence, budget=budget)
@@ -63,10 +65,10 @@ class ChunkPlanner:
 
     # ---- decode ----
 
-    def _plan_decode(self, step: DpStep) -> None:
+    def _plan_decode(self, step: DpStep, *, parts: int) -> None:
         """One token of each sequence whose turn it is. This is the loop of a large batch: most tokens are a count."""
         slots: list[int] = []
-        for home, sequences in enumerate(self._state.turns.next_turn(budget=self._budget)):
+        for home, sequences in enumerate(self._state.turns.next_turn(parts=parts, budget=self._budget)):
             others = len(slots)
             for sequence in sequences:
                 position = sequence.planned_tokens

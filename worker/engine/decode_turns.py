@@ -1,4 +1,4 @@
-"""Whose turn it is: the decoding sequences of one dp coordinate, every pp-th part of them in each step."""
+"""Whose turn it is: the decoding sequences of one dp coordinate, all of them in each step or a part."""
 
 from itertools import islice
 
@@ -10,11 +10,10 @@ _MAX_STEPS_OF_ONE = 2
 
 class DecodeTurns:
     """By home, those first whose last turn is longest ago. Each home has a part of its own in every step, so that rows
-    are as even over the cp ranks as homes are, and all stages have work.
+    are as even over the cp ranks as homes are.
     """
 
-    def __init__(self, *, cp: int, pp: int) -> None:
-        self._pp = pp
+    def __init__(self, *, cp: int) -> None:
         self._by_home: list[list[Sequence]] = [[] for _ in range(cp)]
         self._turn = 0
 
@@ -28,22 +27,37 @@ class DecodeTurns:
         if sequence in members:
             members.remove(sequence)
 
-    def next_turn(self, *, budget: int) -> list[list[Sequence]]:
-        """Those of the next step by home, `budget` at most over all; where that is less than wait, homes share it and
-        another home is first each time.
+    @property
+    def num_sequences(self) -> int:
+        """How many decode."""
+        return sum(map(len, self._by_home))
+
+    @property
+    def num_rows(self) -> int:
+        """Of a step that has all of them, on the cp rank that has most."""
+        return max(map(len, self._by_home))
+
+    @property
+    def num_tokens(self) -> int:
+        """That all of them have been computed for, or are in steps in flight."""
+        return sum(sequence.planned_tokens for members in self._by_home for sequence in members)
+
+    def next_turn(self, *, parts: int, budget: int) -> list[list[Sequence]]:
+        """Those of the next step by home: one of `parts` of all, `budget` at most over all; where that is less, homes
+        share it and another home is first each time.
         """
         cp = len(self._by_home)
         self._turn += 1
         taken: list[list[Sequence]] = [[] for _ in range(cp)]
         for left in range(cp, 0, -1):
             home = (self._turn + left) % cp
-            taken[home] = self._take(home, most=-(-budget // left))
+            taken[home] = self._take(home, parts=parts, most=-(-budget // left))
             budget -= len(taken[home])
         return taken
 
-    def _take(self, home: int, *, most: int) -> list[Sequence]:
+    def _take(self, home: int, *, parts: int, most: int) -> list[Sequence]:
         members = self._by_home[home]
-        count = min(-(-len(members) // self._pp), most)
+        count = min(-(-len(members) // parts), most)
         ready = (sequence for sequence in members if sequence.in_flight < _MAX_STEPS_OF_ONE)
         if count == len(members):
             return list(ready)

@@ -29,7 +29,7 @@ class DpState:
         self.homes = Homes(cp)
         self.by_slot: list[Sequence | None] = [None] * settings.max_sequences
         self.prompts: dict[int, Sequence] = {}
-        self.turns = DecodeTurns(cp=cp, pp=pp)
+        self.turns = DecodeTurns(cp=cp)
         self.tokens_ahead = 0
         #: Whether pages or a slot came back since admission looked last: looking costs the length of a prompt.
         self.has_freed = False

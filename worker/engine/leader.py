@@ -19,6 +19,7 @@ from worker.engine.holding import Holding
 from worker.engine.outbox import Outbox
 from worker.engine.page_allocator import PageAllocator
 from worker.engine.peer_orders import PeerOrders
+from worker.engine.pipeline_choice import FixedParts, PipelineChoice
 from worker.engine.request_bounds import RequestBounds
 from worker.engine.running import RunningSequences
 from worker.engine.sequence import Sequence
@@ -36,11 +37,14 @@ class Leader:
         groups: Items[CacheGroup],
         vocab_size: int | None = None,
         revision: bytes = b"",
+        pipeline: PipelineChoice | None = None,
     ) -> None:
         """`groups` are the model's cache groups. `vocab_size` bounds what ranks can embed, None where any id will do.
-        `revision` is the model's, for the keys of the prefix cache.
+        `revision` is the model's, for the keys of the prefix cache. `pipeline` says in how many parts decode goes, None
+        in one for each stage.
         """
-        self._tp = shape.attention.tp
+        self._tp, self._pp = shape.attention.tp, shape.pp
+        self._pipeline = pipeline or FixedParts(parts=shape.pp)
         self._outbox = Outbox()
         self._dp_states = [
             DpState(dp=dp, shape=shape, settings=settings, groups=groups) for dp in range(shape.attention.dp)
@@ -49,8 +53,7 @@ class Leader:
         bounds = RequestBounds(settings=settings, cp=shape.attention.cp, groups=groups, vocab_size=vocab_size)
         self._admission = Admission(self._dp_states, bounds=bounds, revision=revision, outbox=self._outbox)
         self._running = RunningSequences(self._dp_states, dp_ranks=shape.dp_ranks, outbox=self._outbox)
-        # pp running and one planned ahead
-        self._steps = StepsInFlight(world_size=shape.world_size, most=shape.pp + 1)
+        self._steps = StepsInFlight(world_size=shape.world_size)
         self._peer_orders = PeerOrders(world_size=shape.world_size)
 
     # ---- what comes in ----
@@ -100,8 +103,10 @@ class Leader:
 
     @property
     def can_plan(self) -> bool:
-        """Whether one more step may be in flight: pp running and one planned ahead."""
-        return self._steps.has_room
+        """Whether one more step may be in flight: one runs for each part of the batch, and one is planned ahead. With
+        more than that, a batch that was in parts would never come together.
+        """
+        return len(self._steps) < self._num_parts() + 1
 
     @property
     def is_idle(self) -> bool:
@@ -115,7 +120,8 @@ class Leader:
 
     def next_plan(self) -> list[step_pb2.StepPlan] | None:
         """Plans the next step: what each dp coordinate is told of it; None where no sequence has anything to do."""
-        steps = [planner.plan_step() for planner in self._planners]
+        parts = self._num_parts()
+        steps = [planner.plan_step(parts=parts) for planner in self._planners]
         if not any(step.sequences for step in steps):
             return None
         step_id = self._steps.send(steps)
@@ -149,6 +155,19 @@ class Leader:
     def pages_of(self, sequence: Sequence) -> list[Holding]:
         """What an admitted sequence holds in each cache group, for tests and reports."""
         return self._dp_states[sequence.dp].pages.holdings(sequence.request_id)
+
+    def _num_parts(self) -> int:
+        """As many as stages where there is one only, where nothing decodes, and while prompts are left to plan: their
+        chunks have rows enough for all stages.
+        """
+        if self._pp == 1 or any(state.prompts for state in self._dp_states):
+            return self._pp
+        turns = [state.turns for state in self._dp_states]
+        num_sequences = sum(turn.num_sequences for turn in turns)
+        if not num_sequences:
+            return self._pp
+        context = sum(turn.num_tokens for turn in turns) / num_sequences
+        return self._pipeline.num_parts(rows=max(turn.num_rows for turn in turns), context=context)
 
     def _load(self) -> control_pb2.Load:
         load = control_pb2.Load(

@@ -36,22 +36,16 @@ class _StepInFlight:
 
 
 class StepsInFlight:
-    """The steps of one replica, oldest first, at most `most` at once."""
+    """The steps of one replica, oldest first."""
 
-    def __init__(self, *, world_size: int, most: int) -> None:
+    def __init__(self, *, world_size: int) -> None:
         self._world_size = world_size
-        self._most = most
         self._steps: dict[int, _StepInFlight] = {}
         self._next_step_id = 0
         self._totals = control_pb2.Load()
 
     def __len__(self) -> int:
         return len(self._steps)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether one more step may be in flight."""
-        return len(self._steps) < self._most
 
     @property
     def oldest(self) -> tuple[int, frozenset[int]] | None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 from native.build import Build, BuildError
+from parallel.group_memory import may_share
 from proto import control_pb2
 
 logger = logging.getLogger(__name__)
@@ -11,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 def may_load_native(request: control_pb2.AssignRequest) -> bool:
     """Whether the ranks of `request` load native kernels where they are built."""
-    return request.device_kind == "cpu" and request.engine.kernels != "torch"
+    return may_share(device=request.device_kind, kernels=request.engine.kernels)
 
 
 async def build_native(request: control_pb2.AssignRequest) -> None:

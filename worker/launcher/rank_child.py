@@ -107,13 +107,13 @@ _COMPILED_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPAC
 
 #: What a step frees, the next one takes again: glibc would give it back to the system in between, and up to 270,000
 #: page faults of a rank were 7% of a prefill of 3,072 tokens. Blocks of more than 32 MB are mapped in any case.
-_KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 
 
 def _environment(settings: ChildSettings) -> dict[str, str]:
     """The child's environment: ranks on a CPU share its cores, so each gets its part of them."""
     num_threads = settings.num_threads
-    defaults = {"OMP_NUM_THREADS": str(num_threads), "NIXL_LOG_LEVEL": "WARN", **_COMPILED_PRODUCTS, **_KEPT_MEMORY}
+    defaults = {"OMP_NUM_THREADS": str(num_threads), "NIXL_LOG_LEVEL": "WARN", **_COMPILED_PRODUCTS, **KEPT_MEMORY}
     # Else it would listen on every interface, although whoever reaches the launcher is here.
     defaults |= {"UCX_NET_DEVICES": "lo"} if settings.is_loopback else {}
     asked = {"OMP_NUM_THREADS": str(num_threads)} if settings.overrides_environment else {}
