@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 
+from parallel.group_memory import MAX_RANKS, may_share
 from parallel.placement import Demand, plan_runs
 from parallel.settings import EngineSettings
 from parallel.shape import ReplicaShape
@@ -186,16 +187,17 @@ def _replicas(pool: PoolSpec, *, places: Sequence[Placement], hosts: Mapping[str
         pool.shape,
         draws_every_token=pool.name != "prefill",
         # The replicas of a pool are alike.
-        shares_output=all(_shares_memory(own[-pool.shape.stage_size :], hosts=hosts) for own in placements),
+        shares_output=all(_shares_memory(own[-pool.shape.stage_size :], pool, hosts=hosts) for own in placements),
     )
     for index, own in enumerate(placements):
         yield ReplicaPlan(pool=pool.name, index=index, shape=shape, engine=pool.engine, placements=own)
 
 
-def _shares_memory(stage: Sequence[Placement], *, hosts: Mapping[str, HostSpec]) -> bool:
-    """Whether the ranks of a stage are processes of one host, on its CPU."""
+def _shares_memory(stage: Sequence[Placement], pool: PoolSpec, *, hosts: Mapping[str, HostSpec]) -> bool:
+    """Whether the ranks of a stage all meet in the memory of one host."""
     names = {place.host for place in stage}
-    return len(names) == 1 and hosts[names.pop()].device == "cpu"
+    fits = len(names) == 1 and len(stage) <= MAX_RANKS
+    return fits and may_share(device=hosts[names.pop()].device, kernels=pool.engine.kernels)
 
 
 def _few(names: Sequence[str]) -> str:
