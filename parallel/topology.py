@@ -26,13 +26,17 @@ class HostSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSpec:
-    """One pool. `hosts` names those it may use, in the order in which it fills them; empty means any, by placement."""
+    """One pool. `hosts` names those it may use, in the order in which it fills them; empty means any, by placement.
+
+    `num_threads` is for each rank, None shares the cores.
+    """
 
     name: str
     replicas: int
     shape: ReplicaShape
     engine: EngineSettings
     hosts: tuple[str, ...] = ()
+    num_threads: int | None = None
 
     @property
     def num_ranks(self) -> int:
@@ -50,13 +54,14 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaPlan:
-    """One replica of a pool; `placements` holds a place for each global rank."""
+    """One replica of a pool; `placements` holds a place for each global rank, `num_threads` is as in PoolSpec."""
 
     pool: str
     index: int
     shape: ReplicaShape
     engine: EngineSettings
     placements: tuple[Placement, ...]
+    num_threads: int | None = None
 
     @property
     def name(self) -> str:
@@ -190,6 +195,7 @@ def _replicas(pool: PoolSpec, *, places: Sequence[Placement]) -> Iterator[Replic
             shape=shape,
             engine=pool.engine,
             placements=tuple(places[index * world : (index + 1) * world]),
+            num_threads=pool.num_threads,
         )
 
 
