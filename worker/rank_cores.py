@@ -28,6 +28,7 @@ class ProcessCores:
         cores cannot be had, it is a warning, for what is near is only faster.
         """
         torch.set_num_threads(given.num_threads)
+        logger.info("threads=%d cores=%s", given.num_threads, list(given.cores) or "any")
         wanted = set(given.cores) or self._all
         if wanted == os.sched_getaffinity(0):
             return

@@ -29,20 +29,23 @@ def cores_of_threads(pid: int) -> set[str]:
 
 
 @pytest.mark.timeout(120)
-def test_every_thread_of_a_rank_follows_its_epoch_and_one_team_is_all_that_is_made(mixtral: Oracle) -> None:
+@pytest.mark.parametrize("kernels", ["torch", "native"])
+def test_every_thread_of_a_rank_follows_its_epoch_and_one_team_is_all_that_is_made(
+    kernels: str, mixtral: Oracle
+) -> None:
     """A second runtime, or a native call from a second thread, would make a second team of two."""
     wanted = list(mixtral.answer(PROMPT, 64).token_ids[:NUM_TOKENS])
     (anywhere,) = cores_of_threads(os.getpid())
     counts: list[int] = []
     with running_launcher(mixtral) as (stub, ports, command):
         for epoch, cores in enumerate(EPOCHS, 1):
-            assign(stub, ports, mixtral, epoch=epoch, dp=1, cores={0: cores})
+            assign(stub, ports, mixtral, epoch=epoch, dp=1, cores={0: cores}, kernels=kernels)
             replica = Replica(stub, epoch=epoch)
             replica.submit(epoch, count=NUM_TOKENS)
             assert replica.tokens(epoch) == wanted
             (pid,) = rank_pids(command.pid)
             assert cores_of_threads(pid) == {str(ONE_CORE) if cores.cores else anywhere}
-            assert re.findall(r"kernels: native.* threads=(\d+)", command.output)[-1] == str(cores.num_threads)
+            assert re.findall(r"threads=(\d+) cores=", command.output)[-1] == str(cores.num_threads)
             counts.append(len(list(Path(f"/proc/{pid}/task").iterdir())))
             assert len(openmp_runtimes(pid)) == 1
             replica.close()

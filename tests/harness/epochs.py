@@ -25,6 +25,7 @@ class Replica:
 
     def __init__(self, stub: Any, *, epoch: int) -> None:
         self._outbox: queue.SimpleQueue[control_pb2.ToReplica | None] = queue.SimpleQueue()
+        self._found: list[int] = []
         self.send(control_pb2.ToReplica(replica="unified/0", epoch=epoch))
         self._events = stub.Attach(iter(self._outbox.get, None))
 
@@ -39,15 +40,22 @@ class Replica:
         self.send(control_pb2.ToReplica(submit=submit))
 
     def tokens(self, request_id: int) -> list[int]:
-        """Reads until the generation ends; no event is of another."""
-        found: list[int] = []
+        """Reads until the generation ends; no event is of another. All its tokens."""
         for message in self._events:
             for event in message.events:
                 assert set(event.tokens.request_ids) <= {request_id}
-                found.extend(event.tokens.token_ids)
+                self._found.extend(event.tokens.token_ids)
                 if event.ended.request_id == request_id:
+                    found, self._found = self._found, []
                     return found
         raise AssertionError("the stream ended")
+
+    def wait_for_tokens(self, count: int) -> None:
+        """Reads until there are `count` of a generation; they are among its `tokens`."""
+        while len(self._found) < count:
+            for event in next(self._events).events:
+                assert event.WhichOneof("event") != "ended"
+                self._found.extend(event.tokens.token_ids)
 
     def close(self) -> None:
         """Ends the stream."""
@@ -63,11 +71,12 @@ def assign(
     epoch: int,
     dp: int,
     cores: Mapping[int, RankCores] | None = None,
+    kernels: str = "auto",
 ) -> None:
     """Brings the replica, of `dp` ranks, to `epoch`."""
     shape = ReplicaShape(attention=AttentionSizes(dp=dp), experts=ExpertSizes(ep=dp))
     host = HostSpec(name="here", address="local", device="cpu", devices=tuple(range(4)))
-    pool = PoolSpec(name="unified", replicas=1, shape=shape, engine=EngineSettings(kv_tokens=2048))
+    pool = PoolSpec(name="unified", replicas=1, shape=shape, engine=EngineSettings(kv_tokens=2048, kernels=kernels))
     topology = plan_topology(model=str(oracle.folder), hosts=[host], pools=[pool])
     request = assign_request(
         topology.replicas[0],

@@ -62,7 +62,9 @@ def test_the_ranks_of_every_host_at_one_machine_count(addresses: list[str], shar
 
 def test_launchers_of_one_machine_deal_out_different_nodes_of_it() -> None:
     plan = topology(["far:1", "far:2"], dp=2)
-    cores = cores_by_rank(plan_cores(plan, machines=dict.fromkeys(("0", "1"), machine(4, 4))))
+    dealt = plan_cores(plan, machines=dict.fromkeys(("0", "1"), machine(4, 4)))
+    assert [(part.host, part.pool, len(part.cores)) for part in dealt] == [("0", "prefill", 2), ("1", "decode", 2)]
+    cores = cores_by_rank(dealt)
     assert {key: part.nodes for key, part in cores.items()} == {
         ("prefill/0", 0): (0,),
         ("prefill/0", 1): (1,),

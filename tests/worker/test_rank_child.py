@@ -10,7 +10,7 @@ import uvloop
 
 from parallel.process.address import Address
 from proto import control_pb2
-from worker.launcher.rank_child import RankChild
+from worker.launcher.rank_child import OPENMP_WAITS, RankChild
 from worker.launcher.rank_handle import RankCallbacks
 from worker.launcher.rendezvous import RendezvousPorts
 from worker.launcher.server import LauncherOptions, RankStarter
@@ -53,6 +53,16 @@ def test_compiled_products_are_bounded_unless_the_operator_says_otherwise(monkey
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
     found = asyncio.run(environment_of_a_rank())
     assert (found["LRU_CACHE_CAPACITY"], found["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) == ("256", "7")
+
+
+@pytest.mark.parametrize(("inherited", "looks"), [(None, OPENMP_WAITS["GOMP_SPINCOUNT"]), ("7", "7")])
+def test_threads_that_wait_sleep_soon_unless_the_operator_says_otherwise(
+    inherited: str | None, looks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if inherited is not None:
+        monkeypatch.setenv("GOMP_SPINCOUNT", inherited)
+    assert asyncio.run(environment_of_a_rank())["GOMP_SPINCOUNT"] == looks
 
 
 def test_what_is_sent_to_a_rank_that_has_ended_is_dropped() -> None:

@@ -113,11 +113,17 @@ _COMPILED_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPAC
 _KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 
 
+#: How often an OpenMP thread that waits for the others of its team looks again before it sleeps: for about as long as a
+#: step is busy between two calls. By default it looks for 5 ms, and where other processes want the cores, who is waited
+#: for goes without them meanwhile: a product took 20 ms, and a step of hundreds of them seemed to stand still.
+OPENMP_WAITS = {"GOMP_SPINCOUNT": "10000"}
+
+
 def _environment(settings: ChildSettings, *, num_threads: int) -> dict[str, str]:
     """The child's environment. The threads are for what libraries start when they are loaded; `worker/rank_cores.py`
     follows what later assignments say.
     """
-    defaults = {"NIXL_LOG_LEVEL": "WARN", **_COMPILED_PRODUCTS, **_KEPT_MEMORY}
+    defaults = {"NIXL_LOG_LEVEL": "WARN", **_COMPILED_PRODUCTS, **_KEPT_MEMORY, **OPENMP_WAITS}
     # Else it would listen on every interface, although whoever reaches the launcher is here.
     defaults |= {"UCX_NET_DEVICES": "lo"} if settings.is_loopback else {}
     return {**defaults, "UCX_LOG_LEVEL": "error", **os.environ, THREADS_VARIABLE: str(num_threads)}
