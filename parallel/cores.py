@@ -7,6 +7,10 @@ Ranks of a pool step at once, and as fast as the slowest of them: each gets as m
 NUMA nodes, a rank is kept to all cores of its node and not to cores of its own: so its memory, which its threads touch
 first, is near, and it can still move away from a busy core. Ranks in order share nodes, as consecutive ones are in the
 groups that say most to each other (`placement.py` has the same order). On one node nobody is kept to anything.
+
+Pools of one machine share its cores although they do not always step at once: where they do, a thread waits at each
+barrier for one whose core another pool has, and that costs more than idle cores do (`benchmarks/pool_threads.py`).
+`engine.threads` says otherwise where it is known that they do not.
 """
 
 from collections.abc import Iterator, Sequence
@@ -63,7 +67,7 @@ def deal_cores(machine: Machine, teams: Sequence[Team]) -> tuple[tuple[RankCores
 
 
 def ranks_at_once(teams: Sequence[Team]) -> int:
-    """Ranks among which a machine's cores are divided."""
+    """Ranks that may step at once, among which a machine's cores are divided: those of all pools."""
     return sum(team.num_ranks for team in teams)
 
 
