@@ -5,13 +5,14 @@ Benchmarks keep one layout up and measure it again and again; the sweep of the t
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
 
+from parallel.cores import RankCores
 from parallel.topology import HostSpec, PoolSpec, ReplicaPlan, plan_topology
-from parallel.wire import assign_request
+from parallel.wire import assign_request, machine_from_wire
 from proto import control_pb2
 from router.dispatcher import Dispatcher
 from router.errors import ClusterError
@@ -19,6 +20,7 @@ from router.generation import FailedEvent, FinishedEvent, Generation, Generation
 from router.handoff_pairs import bury, meet, part
 from router.launcher_client import LauncherClient
 from router.local_launcher import LocalLauncher
+from router.machines import RankKey, cores_by_rank, cores_of, plan_cores
 from router.replica_client import ReplicaClient
 
 _ROUTER_ID = 11
@@ -40,6 +42,7 @@ class Bench:
         self._epoch = 0
         self._lost: list[str] = []
         self._replicas: list[ReplicaClient] = []
+        self._cores: Mapping[RankKey, RankCores] = {}
         self._dispatcher = Dispatcher(max_waiting=1000)
         self.run(self._connect(model, threads=threads), timeout_s=60)
 
@@ -118,7 +121,8 @@ class Bench:
         address = self._process.address
         self._host = HostSpec(name="bench", address=address, device="cpu", devices=tuple(range(self._num_devices)))
         self._launcher = LauncherClient(self._host, address=address, router_id=_ROUTER_ID)
-        await self._launcher.hello(model)
+        hello = await self._launcher.hello(model)
+        self._machines = {self._host.name: machine_from_wire(hello.machine)}
         await self._launcher.watch(
             heartbeat_timeout_s=60,
             on_lost=lambda lost: self._lose(f"rank {lost.global_rank} of {lost.replica}: {lost.reason}"),
@@ -133,6 +137,7 @@ class Bench:
     async def _up(self, pools: Sequence[PoolSpec], *, model: str) -> AsyncIterator[None]:
         topology = plan_topology(model=model, hosts=[self._host], pools=pools)
         self._epoch += 1
+        self._cores = cores_by_rank(plan_cores(topology, machines=self._machines))
         self._dispatcher = Dispatcher(max_waiting=1000)
         self._replicas = list(await asyncio.gather(*(self._assign(plan, model=model) for plan in topology.replicas)))
         try:
@@ -188,6 +193,7 @@ class Bench:
             epoch=self._epoch,
             secret=self._epoch,
             start_timeout_s=100,
+            cores=cores_of(self._cores, plan),
         )
         await self._launcher.assign(request, on_event=lambda _: None)
         replica = ReplicaClient(plan, epoch=self._epoch, launcher=self._launcher)

@@ -173,18 +173,29 @@ class ReplicaShape:
         return OUTPUT_AXIS if self.shares_output and self.stage_size > self.attention.tp else "attn_tp"
 
     def group_of(self, global_rank: int, axis: str) -> Group:
-        """The group of `global_rank` along `axis`, one of `axes`. Only pp's groups cross stages."""
+        """The group of `global_rank` along `axis`, one of `axes`. Only pp's groups cross stages.
+
+        Along the output's axis a rank of a stage before the last is alone.
+        """
         pp_rank, stage_rank = divmod(global_rank, self.stage_size)
         if axis == "pp":
             ranks = tuple(stage * self.stage_size + stage_rank for stage in range(self.pp))
             return Group(axis=axis, ranks=ranks)
+        if axis == OUTPUT_AXIS and pp_rank < self.pp - 1:
+            return Group(axis=axis, ranks=(global_rank,))
         mesh, names = self._view(axis)
         base = pp_rank * self.stage_size
         return Group(axis=axis, ranks=tuple(base + rank for rank in mesh.group_of(stage_rank, *names)))
 
     def num_groups(self, axis: str) -> int:
         """How many groups there are along `axis`."""
-        return self.world_size // len(self.group_of(0, axis).ranks)
+        if axis == OUTPUT_AXIS:
+            return (self.pp - 1) * self.stage_size + 1
+        return self.world_size // len(self.first_group(axis).ranks)
+
+    def first_group(self, axis: str) -> Group:
+        """The first group along `axis`; of the output's, of which stages before the last have none, the one."""
+        return self.group_of(self.world_size - self.stage_size if axis == OUTPUT_AXIS else 0, axis)
 
     def groups(self, axis: str) -> Iterator[Group]:
         """Every group along `axis`, ordered by first rank: together they hold each rank once."""
@@ -194,8 +205,12 @@ class ReplicaShape:
                 yield Group(axis=axis, ranks=tuple(range(first, self.world_size, width)))
             return
         mesh, names = self._view(axis)
-        inside = list(mesh.groups(*names))
-        for base in range(0, self.world_size, width):
+        inside, first_base = list(mesh.groups(*names)), 0
+        if axis == OUTPUT_AXIS:
+            first_base = self.world_size - width
+            for rank in range(first_base):
+                yield Group(axis=axis, ranks=(rank,))
+        for base in range(first_base, self.world_size, width):
             for ranks in inside:
                 yield Group(axis=axis, ranks=tuple(base + rank for rank in ranks))
 

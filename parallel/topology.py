@@ -28,13 +28,17 @@ class HostSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSpec:
-    """One pool. `hosts` names those it may use, in the order in which it fills them; empty means any, by placement."""
+    """One pool. `hosts` names those it may use, in the order in which it fills them; empty means any, by placement.
+
+    `num_threads` is for each rank, None shares the cores.
+    """
 
     name: str
     replicas: int
     shape: ReplicaShape
     engine: EngineSettings
     hosts: tuple[str, ...] = ()
+    num_threads: int | None = None
 
     @property
     def num_ranks(self) -> int:
@@ -52,13 +56,14 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaPlan:
-    """One replica of a pool; `placements` holds a place for each global rank."""
+    """One replica of a pool; `placements` holds a place for each global rank, `num_threads` is as in PoolSpec."""
 
     pool: str
     index: int
     shape: ReplicaShape
     engine: EngineSettings
     placements: tuple[Placement, ...]
+    num_threads: int | None = None
 
     @property
     def name(self) -> str:
@@ -190,7 +195,14 @@ def _replicas(pool: PoolSpec, *, places: Sequence[Placement], hosts: Mapping[str
         shares_output=all(_shares_memory(own[-pool.shape.stage_size :], pool, hosts=hosts) for own in placements),
     )
     for index, own in enumerate(placements):
-        yield ReplicaPlan(pool=pool.name, index=index, shape=shape, engine=pool.engine, placements=own)
+        yield ReplicaPlan(
+            pool=pool.name,
+            index=index,
+            shape=shape,
+            engine=pool.engine,
+            placements=own,
+            num_threads=pool.num_threads,
+        )
 
 
 def _shares_memory(stage: Sequence[Placement], pool: PoolSpec, *, hosts: Mapping[str, HostSpec]) -> bool:

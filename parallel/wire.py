@@ -1,7 +1,8 @@
 """Shapes, settings and assignments as messages, and back. The one place that names every coordinate twice."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from parallel.cores import Machine, Node, RankCores
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ExpertSizes, RankCoordinates, ReplicaShape
 from parallel.topology import HostSpec, ReplicaPlan
@@ -90,6 +91,24 @@ def settings_from_wire(engine: control_pb2.Engine) -> EngineSettings:
     )
 
 
+def machine_to_wire(machine: Machine) -> control_pb2.Machine:
+    """What a launcher has, as a message."""
+    return control_pb2.Machine(
+        nodes=[control_pb2.Node(index=node.index, cores=node.cores) for node in machine.nodes],
+        num_cores=machine.num_cores,
+        threads_per_rank=machine.threads_per_rank or 0,
+    )
+
+
+def machine_from_wire(machine: control_pb2.Machine) -> Machine:
+    """What a launcher has, from its message."""
+    return Machine(
+        nodes=tuple(Node(index=node.index, cores=tuple(node.cores)) for node in machine.nodes),
+        num_cores=machine.num_cores,
+        threads_per_rank=machine.threads_per_rank or None,
+    )
+
+
 def assign_request(
     replica: ReplicaPlan,
     *,
@@ -101,8 +120,13 @@ def assign_request(
     epoch: int,
     secret: int,
     start_timeout_s: float,
+    cores: Mapping[int, RankCores] | None = None,
 ) -> control_pb2.AssignRequest:
-    """The assignment of one host's ranks of one replica. `addresses` are the host's own and the leader's host's."""
+    """The assignment of one host's ranks of one replica. `addresses` are the host's own and the leader's host's.
+
+    `cores` are those of each global rank; one that they do not name has one thread, anywhere.
+    """
+    dealt = cores or {}
     own_address, leader_address = addresses
     return control_pb2.AssignRequest(
         router_id=router_id,
@@ -119,7 +143,12 @@ def assign_request(
         secret=secret,
         start_timeout_s=start_timeout_s,
         ranks=[
-            _rank_assignment(replica.shape, global_rank=rank, device=replica.placements[rank].device)
+            _rank_assignment(
+                replica.shape,
+                global_rank=rank,
+                device=replica.placements[rank].device,
+                cores=dealt.get(rank, RankCores()),
+            )
             for rank in replica.ranks_on(host.name)
         ],
     )
@@ -146,12 +175,15 @@ def check_assignment(shape: ReplicaShape, given: control_pb2.RankAssignment) -> 
     return derived
 
 
-def _rank_assignment(shape: ReplicaShape, *, global_rank: int, device: int) -> control_pb2.RankAssignment:
+def _rank_assignment(
+    shape: ReplicaShape, *, global_rank: int, device: int, cores: RankCores
+) -> control_pb2.RankAssignment:
     coordinates = shape.coordinates(global_rank)
     values = {name: getattr(coordinates, name) for name in _COORDINATES}
     return control_pb2.RankAssignment(
         global_rank=global_rank,
         device=device,
         groups=[control_pb2.Group(ranks=ranks) for ranks in shape.creation_order_of(global_rank)],
+        cores=control_pb2.Cores(num_threads=cores.num_threads, cores=cores.cores, spins=cores.spins),
         **{name: value for name, value in values.items() if value is not None},
     )

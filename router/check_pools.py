@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from parallel.admission import WARM_UP_NEW_TOKENS, WARM_UP_PROMPT_TOKENS, pages_needed
+from parallel.cores import check_threads
 from parallel.exchange_memory import RING_BLOCKS
 from parallel.models.description import ModelDescription
+from parallel.process.cores import available_cores
 from parallel.sharding import check_heads, experts_of
-from router.config import Config, PoolConfig
+from router.config import LOCAL, Config, PoolConfig
 from router.config_loading import did_you_mean
 from router.config_source import ConfigSource
 from router.problem import KeyPath, Problem
@@ -126,6 +128,11 @@ class PoolCheck:
                 remedy=f"write exchange_tokens: {RING_BLOCKS * page} or more, or a smaller page_size",
             )
         hosts = pool_hosts(self.config, self.pool)
+        if engine.threads is not None and any(host.address == LOCAL for host in hosts):
+            try:
+                check_threads(engine.threads, num_cores=available_cores())
+            except ValueError as error:
+                yield self.source.problem(self._blame("threads"), **_parts(error))
         if self.description is not None and hosts:
             try:
                 engine_settings(engine, device=hosts[0].device, description=self.description)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,7 @@ from router.config import config_schema
 from router.draw import draw
 from router.errors import ClusterError
 from router.explain import explain, find_replica
+from router.machines import DealtCores, cores_by_rank, local_machines, plan_cores
 from router.plan_report import plan_report
 from router.plan_table import render
 from router.plan_warnings import crossing_warnings
@@ -65,7 +67,7 @@ def check(
 ) -> None:
     """Says everything that is wrong with a file, or prints the whole plan, with a warning for groups across hosts."""
     checked = _checked(config, config_alone=without_weights)
-    report = plan_report(checked.topology, description=checked.description)
+    report = plan_report(checked.topology, description=checked.description, cores=_known_cores(checked))
     render(report, Console(), every_rank=every_rank)
     for warning in (*checked.warnings, *crossing_warnings(report, config=checked.config)):
         print(f"warning: {warning}", file=sys.stderr)
@@ -83,7 +85,8 @@ def explain_command(
         found = find_replica(checked.topology, name=replica, rank=rank)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    print(explain(checked.topology, description=checked.description, replica=found, rank=rank))
+    cores = cores_by_rank(_known_cores(checked)).get((found.name, rank))
+    print(explain(checked.topology, description=checked.description, replica=found, rank=rank, cores=cores))
 
 
 @app.command("draw")
@@ -135,6 +138,12 @@ def generate(
     else:
         request.chat.messages.add(role="user", content=prompt)
     raise typer.Exit(asyncio.run(run_generate(_router_address(to), request)))
+
+
+def _known_cores(checked: CheckedConfig) -> tuple[DealtCores, ...]:
+    """Those of this machine: what other hosts have is known when their launchers answer."""
+    machines = local_machines(checked.topology, environment=os.environ)
+    return plan_cores(checked.topology, machines=machines)
 
 
 def _router_address(text: str) -> str:

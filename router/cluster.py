@@ -8,12 +8,13 @@ local launchers -> Hello -> Watch (lease) -> Assign, all replicas at once -> Att
 import asyncio
 import logging
 import secrets
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from parallel.cores import RankCores
 from parallel.topology import ReplicaPlan, Topology
-from parallel.wire import assign_request
+from parallel.wire import assign_request, machine_from_wire
 from proto import control_pb2
 from router.config import LOCAL, TimeoutsConfig
 from router.dispatcher import Dispatcher
@@ -21,7 +22,7 @@ from router.errors import ClusterError
 from router.handoff_pairs import meet
 from router.launcher_client import LauncherClient
 from router.local_launcher import LocalLauncher
-from router.machines import ranks_of_machines
+from router.machines import RankKey, cores_by_rank, cores_of, plan_cores
 from router.progress import StartProgress
 from router.replica_client import ReplicaClient
 
@@ -54,6 +55,7 @@ class Cluster:
         self._local: list[LocalLauncher] = []
         self._launchers: dict[str, LauncherClient] = {}
         self._replicas: dict[str, ReplicaClient] = {}
+        self._cores: Mapping[RankKey, RankCores] = {}
         self._waiting_for: dict[tuple[str, int], str] = {}
         self._failures: list[tuple[bool, str]] = []
         self._epoch = 0
@@ -125,12 +127,9 @@ class Cluster:
         addresses = await _all(self._address(host.name, host.address) for host in hosts)
         for host, address in zip(hosts, addresses, strict=True):
             self._launchers[host.name] = LauncherClient(host, address=address, router_id=self._router_id)
-        machine_ranks = ranks_of_machines(self._topology)
-        hellos = await _all(
-            self._hello(launcher, machine_ranks=machine_ranks[name], progress=progress)
-            for name, launcher in self._launchers.items()
-        )
+        hellos = await _all(self._hello(launcher, progress=progress) for launcher in self._launchers.values())
         _compare_hellos(list(self._launchers), hellos, fingerprint=self._fingerprint)
+        self._cores = self._deal_cores(hellos)
         await _all(
             launcher.watch(
                 heartbeat_timeout_s=self._timeouts.heartbeat_s,
@@ -147,18 +146,31 @@ class Cluster:
         self._local.append(launcher)
         return launcher.address
 
-    async def _hello(
-        self, launcher: LauncherClient, *, machine_ranks: int, progress: StartProgress
-    ) -> control_pb2.HelloResponse:
-        response = await launcher.hello(self._topology.model, machine_ranks=machine_ranks)
+    async def _hello(self, launcher: LauncherClient, *, progress: StartProgress) -> control_pb2.HelloResponse:
+        response = await launcher.hello(self._topology.model)
         progress.advance("launchers", launcher.host.name)
         return response
+
+    def _deal_cores(self, hellos: Sequence[control_pb2.HelloResponse]) -> Mapping[RankKey, RankCores]:
+        """ClusterError where a pool's threads are more than a host has cores."""
+        machines = {name: machine_from_wire(hello.machine) for name, hello in zip(self._launchers, hellos, strict=True)}
+        try:
+            dealt = plan_cores(self._topology, machines=machines)
+        except ValueError as error:
+            raise ClusterError(str(error)) from None
+        for part in dealt:
+            logger.info(
+                "cores dealt: host=%s cores=%d nodes=%d pool=%s ranks=%d threads=%d",
+                *(part.host, part.machine.num_cores, len(part.machine.nodes)),
+                *(part.pool, len(part.cores), part.num_threads),
+            )
+        return cores_by_rank(dealt)
 
     async def _assign(self, plan: ReplicaPlan, *, progress: StartProgress) -> None:
         leader = self._launchers[plan.hosts[0]]
         replica = ReplicaClient(plan, epoch=self._epoch, launcher=leader)
         self._waiting_for |= {(plan.name, rank): "start" for rank in range(plan.shape.world_size)}
-        secret = secrets.randbits(64)
+        secret, cores = secrets.randbits(64), cores_of(self._cores, plan)
 
         def on_event(event: control_pb2.AssignEvent) -> None:
             self._on_assign_event(replica, event, progress=progress)
@@ -175,6 +187,7 @@ class Cluster:
                     epoch=self._epoch,
                     secret=secret,
                     start_timeout_s=self._timeouts.start_s,
+                    cores=cores,
                 ),
                 on_event=on_event,
             )

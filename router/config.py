@@ -135,6 +135,9 @@ class EngineConfig(_Strict):
     kernels: Literal["auto", "torch", "native"] = Field(
         default="auto", description="who computes on cpu; auto is native where it could be built, else torch"
     )
+    threads: AxisSize | SkipJsonSchema[None] = Field(
+        default=None, description="cpu threads of each rank; left out, the ranks of a machine share its cores"
+    )
 
     exchange: Literal["auto", "gather", "ring", "pass_q"] = Field(
         default="auto", description="how queries meet the KV of other cp ranks; auto chooses for each chunk"

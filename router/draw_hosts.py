@@ -38,7 +38,7 @@ class HostPainter:
         return tuple(
             axis
             for axis in STRIPS
-            if any(axis in shape.axes and len(shape.group_of(0, axis).ranks) > 1 for shape in shapes)
+            if any(axis in shape.axes and len(shape.first_group(axis).ranks) > 1 for shape in shapes)
         )
 
     def size(self, host: HostSpec) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from rich.filesize import decimal
 
+from parallel.cores import RankCores
 from parallel.group_memory import link_of
 from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
@@ -31,10 +32,21 @@ def find_replica(topology: Topology, *, name: str | None, rank: int) -> ReplicaP
     return replica
 
 
-def explain(topology: Topology, *, description: ModelDescription, replica: ReplicaPlan, rank: int) -> str:
-    """The lines of rank `rank` of `replica`, ready to be printed."""
+def explain(
+    topology: Topology,
+    *,
+    description: ModelDescription,
+    replica: ReplicaPlan,
+    rank: int,
+    cores: RankCores | None = None,
+) -> str:
+    """The lines of rank `rank` of `replica`, ready to be printed; `cores` are None where they are not known yet."""
     life = _Life(
-        topology=topology, description=description, replica=replica, coordinates=replica.shape.coordinates(rank)
+        topology=topology,
+        description=description,
+        replica=replica,
+        coordinates=replica.shape.coordinates(rank),
+        cores=cores,
     )
     lines = list(life.lines())
     width = max(len(label) for label, _ in lines) + 2
@@ -47,6 +59,7 @@ class _Life:
     description: ModelDescription
     replica: ReplicaPlan
     coordinates: RankCoordinates
+    cores: RankCores | None
 
     @cached_property
     def _share(self) -> ModelShare:
@@ -71,6 +84,7 @@ class _Life:
         yield "", others if not elsewhere else f"{others}, the rest on {elsewhere} more host{'s'[: elsewhere > 1]}"
         if mine.global_rank == 0:
             yield "", "it leads its replica: it plans every step"
+        yield "", self._threads()
         sizes = replica.shape.attention
         yield (
             "attention",
@@ -83,6 +97,13 @@ class _Life:
                 )
             ),
         )
+
+    def _threads(self) -> str:
+        if self.cores is None:
+            return "its threads are dealt when the launcher of its host has said what cores it has"
+        count, nodes = self.cores.num_threads, self.cores.nodes
+        where = f"the cores of NUMA node{'s'[: len(nodes) > 1]} {_listed(nodes)}" if nodes else "any core of its host"
+        return f"{count} thread{'s'[: count > 1]}, on {where}"
 
     def _holds(self) -> Iterator[Line]:
         model, mine, shape = self.description, self.coordinates, self.replica.shape

@@ -43,17 +43,13 @@ class LauncherClient:
         """The address by which this host is reached, without its port."""
         return parse_address(self.address).host
 
-    async def hello(self, model: str, *, machine_ranks: int = 0) -> control_pb2.HelloResponse:
-        """What the launcher says of itself; ClusterError where it is not reached or refuses.
-
-        `machine_ranks` share the cores of its machine; 0 stands for one on each device.
-        """
+    async def hello(self, model: str) -> control_pb2.HelloResponse:
+        """What the launcher says of itself; ClusterError where it is not reached or refuses."""
         request = control_pb2.HelloRequest(
             router_id=self._router_id,
             model=model,
             device_kind=self.host.device,
             devices=self.host.devices,
-            machine_ranks=machine_ranks,
         )
         try:
             await asyncio.wait_for(self._channel.channel_ready(), timeout=_CONNECT_TIMEOUT_S)

@@ -20,6 +20,7 @@ from parallel.shape import Group, RankCoordinates, ReplicaShape
 from parallel.sharding import experts_of
 from parallel.topology import ReplicaPlan, Topology
 from parallel.traffic import busiest_traffic, handoff_bytes_per_token
+from router.machines import DealtCores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,7 @@ class PlanReport:
     """Rows in the order of pools, replicas and global ranks.
 
     `handoff_bytes` are written for each prompt token, None without a hand-off. `crossings` are groups across hosts.
+    `cores` are those of hosts whose machine is known.
     """
 
     topology: Topology
@@ -126,6 +128,13 @@ class PlanReport:
     traffic: tuple[TrafficRow, ...]
     crossings: tuple[Crossing, ...]
     handoff_bytes: int | None
+    cores: tuple[DealtCores, ...] = ()
+
+    @property
+    def hosts_without_cores(self) -> tuple[str, ...]:
+        """Hosts with ranks whose cores are not known."""
+        known = {part.host for part in self.cores}
+        return tuple(dict.fromkeys(row.host for row in self.ranks if row.host not in known))
 
     @cached_property
     def groups(self) -> tuple[GroupRow, ...]:
@@ -133,8 +142,8 @@ class PlanReport:
         return tuple(row for replicas in _by_pool(self.topology) for row in _group_rows(replicas))
 
 
-def plan_report(topology: Topology, *, description: ModelDescription) -> PlanReport:
-    """The rows of `topology`, whose model is `description`."""
+def plan_report(topology: Topology, *, description: ModelDescription, cores: tuple[DealtCores, ...] = ()) -> PlanReport:
+    """The rows of `topology`, whose model is `description`; `cores` as far as they are known."""
     pools = _by_pool(topology)
     ranks = tuple(row for replicas in pools for row in _rank_rows(replicas, topology=topology, description=description))
     return PlanReport(
@@ -145,6 +154,7 @@ def plan_report(topology: Topology, *, description: ModelDescription) -> PlanRep
         traffic=tuple(row for replicas in pools for row in _traffic_rows(replicas[0], description=description)),
         crossings=find_crossings(topology),
         handoff_bytes=_handoff_bytes(topology, description=description),
+        cores=cores,
     )
 
 

@@ -12,6 +12,7 @@ from rich.filesize import decimal
 from rich.segment import Segments
 from rich.table import Table
 
+from router.machines import DealtCores
 from router.plan_report import GroupRow, PlanReport, PoolRow, RankRow, StorageRow, TrafficRow
 
 _COORDINATES = (
@@ -36,6 +37,11 @@ def render(report: PlanReport, console: Console, *, every_rank: bool = False) ->
     for table in _tables(report, every_rank=every_rank or len(report.ranks) <= MOST_RANKS):
         console.print(Segments(console.render(table, options)), crop=False)
         console.print()
+    if report.hosts_without_cores:
+        hosts = _some(report.hosts_without_cores)
+        console.print(
+            f"cores of {hosts}: dealt, and logged, when their launchers have said what they have", highlight=False
+        )
     if report.handoff_bytes is not None:
         console.print(f"hand-off: {decimal(report.handoff_bytes)} of KV for each prompt token", highlight=False)
 
@@ -47,6 +53,7 @@ def _tables(report: PlanReport, *, every_rank: bool) -> Sequence[Table]:
         ranks, groups = _like_ranks_table(report.ranks), _group_count_table(report)
     return (
         ranks,
+        *([_cores_table(report.cores)] if report.cores else []),
         groups,
         _storage_table(report.storage),
         _traffic_table(report.traffic),
@@ -85,6 +92,23 @@ def _like_ranks_table(rows: Sequence[RankRow]) -> Table:
     return table
 
 
+def _cores_table(parts: Sequence[DealtCores]) -> Table:
+    numbers = ["cores", "ranks", "threads\nof each"]
+    table = _table("cores", text=["host", "pool"], numbers=numbers)
+    table.add_column("kept to")
+    for part in parts:
+        counts = (part.machine.num_cores, len(part.cores), part.num_threads)
+        table.add_row(part.host, part.pool, *map(str, counts), _kept_to(part))
+    return table
+
+
+def _kept_to(part: DealtCores) -> str:
+    """How many ranks are on which NUMA nodes."""
+    nodes = Counter(cores.nodes for cores in part.cores.values())
+    words = [f"{count} to node{'s'[: len(place) > 1]} {_some(place)}" for place, count in nodes.items() if place]
+    return ", ".join(words) or "nothing"
+
+
 def _group_table(rows: Sequence[GroupRow]) -> Table:
     """One line for each axis of a replica, its groups in brackets."""
     table = _table("groups", text=["pool", "axis", "ranks"], numbers=[])
@@ -104,7 +128,7 @@ def _group_count_table(report: PlanReport) -> Table:
     for pool in report.pools:
         shape = report.topology.pool(pool.pool)[0].shape
         for axis in shape.axes:
-            ranks = shape.group_of(0, axis).ranks
+            ranks = shape.first_group(axis).ranks
             count = pool.replicas * shape.num_groups(axis)
             crossing_count = crossing.get((pool.pool, axis), 0)
             table.add_row(pool.pool, axis, str(count), str(len(ranks)), str(crossing_count), _some(ranks))
@@ -158,6 +182,6 @@ def _coordinate(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _some(ranks: Sequence[int]) -> str:
-    shown = [str(rank) for rank in ranks]
+def _some(items: Sequence[object]) -> str:
+    shown = [str(item) for item in items]
     return " ".join(shown if len(shown) <= 8 else [*shown[:3], "..", shown[-1]])

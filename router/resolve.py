@@ -55,7 +55,7 @@ def engine_settings(engine: EngineConfig, *, device: str, description: ModelDesc
         if dtype not in DTYPES:
             raise ValueError(f"the checkpoint's dtype {dtype} does not run; write one of {', '.join(DTYPES)}")
     weights = _weights(engine, dtype=dtype, device=device, description=description)
-    return EngineSettings(**{**engine.model_dump(), "dtype": dtype, "weights": weights})
+    return EngineSettings(**{**engine.model_dump(exclude={"threads"}), "dtype": dtype, "weights": weights})
 
 
 def _weights(engine: EngineConfig, *, dtype: str, device: str, description: ModelDescription) -> str:
@@ -93,6 +93,7 @@ def pool_specs(config: Config, *, description: ModelDescription) -> Sequence[Poo
                 pool_engine(config, pool), device=pool_hosts(config, pool)[0].device, description=description
             ),
             hosts=pool.hosts or (),
+            num_threads=pool_engine(config, pool).threads,
         )
         for name, pool in config.pools.named().items()
     ]

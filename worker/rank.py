@@ -27,6 +27,7 @@ from parallel.collectives.communicator import PeerLostError
 from parallel.process.logs import LogLevel, start_logging
 from proto import control_pb2
 from worker.frames import FrameSocket
+from worker.rank_cores import ProcessCores
 from worker.rank_runtime import Inbox, RankRuntime, store_prefix
 from worker.store_keys import forget_keys
 
@@ -54,6 +55,7 @@ class RankProcess:
         self._link = link
         self._rendezvous_fd = rendezvous_fd
         self._inbox: Inbox = queue.SimpleQueue()
+        self._cores = ProcessCores()
         self._runtime: RankRuntime | None = None
         self._store: TCPStore | None = None
         self._prefix = ""  # of the epoch's keys in the store
@@ -130,6 +132,7 @@ class RankProcess:
         started = time.perf_counter()
         assignment, rank = message.assignment, message.global_rank
         self._prefix = store_prefix(assignment)
+        self._cores.take(next(given.cores for given in assignment.ranks if given.global_rank == rank))
         self._runtime = RankRuntime(
             assignment,
             global_rank=rank,

@@ -83,7 +83,7 @@ class RankRuntime:
         self._leader: LeaderThread | None = None
         self._star: LeaderStar | MemberStar | None = None
         try:
-            memories = self._group_memories(shared_groups)
+            memories = self._group_memories(shared_groups, spins=given.cores.spins)
             self._groups = self._build_groups(given, store, memories)
             folder = resolve_model(assignment.model)
             description = describe_checkpoint(folder)
@@ -149,13 +149,13 @@ class RankRuntime:
             memories=memories,
         )
 
-    def _group_memories(self, shared_groups: Sequence[control_pb2.SharedGroup]) -> GroupMemories | None:
+    def _group_memories(self, shared_groups: Sequence[control_pb2.SharedGroup], *, spins: bool) -> GroupMemories | None:
         if not shared_groups:
             return None
         return GroupMemories(
             paths={tuple(group.ranks): group.path for group in shared_groups},
             library=load_library(),
-            spins=len(self._assignment.ranks) <= available_cores(),
+            spins=spins,
         )
 
     def _build_runner(

@@ -1,27 +1,56 @@
-"""How many cores this process may use: of the machine's, those that its affinity and its cgroups leave it."""
+"""The cores that this process may use: of the machine's, those that its affinity and its cgroups leave it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from parallel.cores import Machine, Node
+
 _CGROUPS = Path("sys/fs/cgroup")
+_NODES = Path("sys/devices/system/node")
+#: Set for all programs that compute with several threads, by whoever starts them.
+THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 
 def available_cores(root: Path = Path("/")) -> int:
     """Whole cores, at least one. `root` is the folder of `proc` and `sys`."""
-    return max(1, int(min([_affinity(), *_quotas(root)])))
+    return max(1, int(min([len(_affinity()), *_quotas(root)])))
 
 
-def threads_per_rank(num_ranks: int) -> int:
-    """This process's cores shared by `num_ranks`, at least one each."""
-    return max(1, available_cores() // max(1, num_ranks))
+def this_machine(*, threads_per_rank: int | None = None, root: Path = Path("/")) -> Machine:
+    """The machine as this process may use it; `threads_per_rank` is its operator's word, where it was given."""
+    return Machine(nodes=tuple(_nodes(root)), num_cores=available_cores(root), threads_per_rank=threads_per_rank)
 
 
-def _affinity() -> int:
+def threads_of(environment: Mapping[str, str]) -> int | None:
+    """The threads that `environment` asks for: the outermost of a list; None where it says none that can be."""
+    outermost = environment.get(THREADS_VARIABLE, "").split(",")[0].strip()
+    return int(outermost) or None if outermost.isdecimal() else None
+
+
+def _affinity() -> frozenset[int]:
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def _nodes(root: Path) -> list[Node]:
+    """The NUMA nodes with cores that this process may use; a single one where the system does not tell of all cores."""
+    usable, found = _affinity(), []
+    for folder in (root / _NODES).glob("node[0-9]*"):
+        with suppress(OSError, ValueError):
+            cores = usable & _listed((folder / "cpulist").read_text())
+            found.append(Node(index=int(folder.name.removeprefix("node")), cores=tuple(sorted(cores))))
+    if sum(len(node.cores) for node in found) != len(usable):
+        return [Node(index=0, cores=tuple(sorted(usable)))]
+    return sorted((node for node in found if node.cores), key=lambda node: node.index)
+
+
+def _listed(text: str) -> set[int]:
+    """The numbers of a list as the system writes them: "0-3,8,10-11"."""
+    spans = (span.partition("-") for span in text.strip().split(",") if span)
+    return {core for first, _, last in spans for core in range(int(first), int(last or first) + 1)}
 
 
 def _quotas(root: Path) -> Iterator[float]:

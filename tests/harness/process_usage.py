@@ -15,6 +15,19 @@ class Usage:
     files: int
 
 
+def openmp_runtimes(pid: int) -> set[str]:
+    """The OpenMP libraries that the process `pid` has loaded, GNU's, LLVM's or Intel's."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    names = {line.split()[-1] for line in lines if "/" in line}
+    return {name for name in names if Path(name).name.startswith(("libgomp", "libomp", "libiomp"))}
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that all threads of the living process `pid` have used."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
 def usage(pid: int) -> Usage:
     """Of the living process `pid`."""
     process = psutil.Process(pid)

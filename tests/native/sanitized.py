@@ -22,13 +22,13 @@ def panels(library: NativeLibrary) -> None:
     for rows, out, size, stored in product((0, 1, 5, 7, 12, 13, 98), (1, 15, 16, 17, 31, 33, 64), (1, 2, 9), Stored):
         weight, bias = as_stored(np.ones((out, size), dtype=np.float32), stored), np.ones(out, dtype=np.float32)
         packed = np.empty(library.packed_size(out, size), dtype=weight.dtype)
-        library.pack(stored, weight.ctypes.data, size, out, size, packed.ctypes.data, 2)
+        library.pack(stored, weight.ctypes.data, size, out, size, packed.ctypes.data, library.num_threads)
         x, y = np.ones((rows, size), dtype=np.float32), np.zeros((rows, out), dtype=np.float32)
         plus, norm, normed = np.ones_like(y), np.ones(size, dtype=np.float32), np.empty_like(x)
         given = (packed.ctypes.data, bias.ctypes.data, norm.ctypes.data, out, size, 0.0, stored)
         library.product(
             *(ctypes.byref(Product(*given)), x.ctypes.data, size, rows, plus.ctypes.data),
-            *(normed.ctypes.data, y.ctypes.data, 2),
+            *(normed.ctypes.data, y.ctypes.data, library.num_threads),
         )
         assert np.allclose(y, size + 2)
 
@@ -40,13 +40,13 @@ def heads(library: NativeLibrary) -> None:
             size, all_heads, rotated = 5, 4, 3
             weight, x = numbers(1, all_heads * width, size), numbers(2, num_rows, size)
             packed = np.empty(library.packed_size(*weight.shape), dtype=np.float32)
-            library.pack(0, weight.ctypes.data, size, *weight.shape, packed.ctypes.data, 2)
+            library.pack(0, weight.ctypes.data, size, *weight.shape, packed.ctypes.data, library.num_threads)
             norms, cos = numbers(3, rotated, width), numbers(4, 2, num_rows, half)
             inner = Product(packed.ctypes.data, None, None, all_heads * width, size, 0.0, 0)
             y = np.empty((num_rows, all_heads, width), dtype=np.float32)
             library.heads(
                 *(ctypes.byref(Heads(inner, norms.ctypes.data, all_heads, rotated, width, 1e-5)), x.ctypes.data, size),
-                *(num_rows, cos[0].ctypes.data, cos[1].ctypes.data, half, None, y.ctypes.data, 2),
+                *(num_rows, cos[0].ctypes.data, cos[1].ctypes.data, half, None, y.ctypes.data, library.num_threads),
             )
             assert np.isfinite(y).all()
 
@@ -57,7 +57,7 @@ def gates(library: NativeLibrary) -> None:
         size, k = 3, 2
         weight, x, norm = numbers(1, experts, size), numbers(2, num_rows, size), numbers(3, size)
         packed = np.empty(library.packed_size(experts, size), dtype=np.float32)
-        library.pack(0, weight.ctypes.data, size, experts, size, packed.ctypes.data, 2)
+        library.pack(0, weight.ctypes.data, size, experts, size, packed.ctypes.data, library.num_threads)
         correction, slots = numbers(4, experts), np.arange(2 * experts, dtype=np.int32)
         copies = np.full(experts, 2, dtype=np.int32)
         logits = Product(packed.ctypes.data, None, norm.ctypes.data, experts, size, 1e-5, 0)
@@ -67,7 +67,7 @@ def gates(library: NativeLibrary) -> None:
         )
         messages = np.empty((num_rows + padding, size + 2 * k), dtype=np.float32)
         given = (x.ctypes.data, size, num_rows, 1, num_rows + padding)
-        library.gate(ctypes.byref(gate), *given, messages.ctypes.data, 2)
+        library.gate(ctypes.byref(gate), *given, messages.ctypes.data, library.num_threads)
         chosen = messages[:, size : size + k].copy().view(np.int32)
         assert ((chosen[:num_rows] >= 0) & (chosen[:num_rows] < 2 * experts)).all() and (chosen[num_rows:] == -1).all()
 
@@ -79,7 +79,7 @@ def experts(library: NativeLibrary) -> None:
         layer = Layer(first=1, count=3, width=width, units=units, with_biases=True, stored=stored)
         x, shares = numbers(1, rows, width), numbers(2, rows, choices)
         slots = np.random.default_rng(0).integers(-1, 6, (rows, choices))
-        layer.run(library, x, slots, shares, by=CLAMPED, threads=2)
+        layer.run(library, x, slots, shares, by=CLAMPED, threads=library.num_threads)
 
 
 def attention(library: NativeLibrary) -> None:
@@ -98,7 +98,7 @@ def attention(library: NativeLibrary) -> None:
             *(entries.ctypes.data, 1),
             *(AttentionShape(kv_heads * group, kv_heads, width, width, page_size, window, 0.3), *planes),
             *(q.ctypes.data, kv_heads * group * width, width),
-            *(output.ctypes.data, lse.ctypes.data, 2),
+            *(output.ctypes.data, lse.ctypes.data, library.num_threads),
         )
         assert np.isfinite(output).all()
 
@@ -109,7 +109,7 @@ def rows(library: NativeLibrary) -> None:
         x, weight = numbers(1, num_rows, heads, width), numbers(2, heads * width)
         y = np.empty_like(x)
         given = (x.ctypes.data, heads * width, num_rows)
-        library.norm(*given, heads * width, weight.ctypes.data, 1e-5, y.ctypes.data, 2)
+        library.norm(*given, heads * width, weight.ctypes.data, 1e-5, y.ctypes.data, library.num_threads)
         plane = np.zeros((2, heads, 4, width), dtype=np.float32)
         pages, offsets = np.full(num_rows, 1, dtype=np.int32), np.arange(num_rows, dtype=np.int32)
         strides = (heads * 4 * width, 4 * width, width)
@@ -130,7 +130,7 @@ def draws(library: NativeLibrary) -> None:
             tokens, is_finite = np.full(rows, -1, dtype=np.int64), np.full(rows, 2, dtype=np.uint8)
             library.draw(
                 *(logits.ctypes.data, stride, rows, size),
-                *(asked.ctypes.data, tokens.ctypes.data, is_finite.ctypes.data, 2),
+                *(asked.ctypes.data, tokens.ctypes.data, is_finite.ctypes.data, library.num_threads),
             )
             assert ((tokens >= 0) & (tokens < size)).all()
             assert is_finite.tolist() == [at != 5 for at in range(rows)]
@@ -208,9 +208,11 @@ def group(library: NativeLibrary) -> None:
             list(threads.map(work, range(size)))
 
 
+#: All that there are.
+VERBS = (panels, heads, gates, experts, attention, rows, draws, group)
+
 if __name__ == "__main__":
-    loaded = NativeLibrary(Path(sys.argv[1]))
-    every = [panels, heads, gates, experts, attention, rows, draws, group]
-    for verbs in [group] if sys.argv[2:] == ["group"] else every:
+    loaded = NativeLibrary(Path(sys.argv[1]), num_threads=2)
+    for verbs in (group,) if sys.argv[2:] == ["group"] else VERBS:
         verbs(loaded)
     print("done")

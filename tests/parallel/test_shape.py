@@ -6,6 +6,7 @@ meshes do not constrain each other beyond W, so the pairs add only what both hav
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from parallel.shape import (
     ATTENTION_AXES,
     EXPERT_AXES,
+    OUTPUT_AXIS,
     AttentionSizes,
     ExpertSizes,
     Group,
@@ -58,6 +60,22 @@ def test_every_rank_is_in_exactly_one_group_of_each_axis(width: int) -> None:
         for axis in shape.axes:
             members = [rank for group in shape.groups(axis) for rank in group.ranks]
             assert sorted(members) == list(range(shape.world_size)), (shape, axis)
+
+
+@every_width
+def test_the_last_stages_ranks_are_the_group_along_an_output_that_they_share(width: int) -> None:
+    for shape in (replace(shape, shares_output=True) for shape in shapes_of_width(width)):
+        if shape.attention.tp == width:
+            assert shape.output_axis == "attn_tp" and OUTPUT_AXIS not in shape.axes
+            continue
+        groups = [group.ranks for group in shape.groups(OUTPUT_AXIS)]
+        last = tuple(range(shape.world_size - width, shape.world_size))
+        assert groups == [*((rank,) for rank in range(shape.world_size - width)), last]
+        assert len(groups) == shape.num_groups(OUTPUT_AXIS) and shape.first_group(OUTPUT_AXIS).ranks == last
+        assert {shape.group_of(rank, OUTPUT_AXIS).ranks for rank in range(shape.world_size)} == set(groups)
+        for rank in range(shape.world_size):
+            of_rank = [ranks for ranks in shape.creation_order() if rank in ranks]
+            assert list(shape.creation_order_of(rank)) == of_rank
 
 
 @every_width

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from parallel.models.registry import describe_checkpoint
+from parallel.process.cores import available_cores
 from router.check import check, check_file
 from router.config import Config, EngineConfig, LimitsConfig, TimeoutsConfig, config_schema
 from router.config_loading import load_config
@@ -282,6 +283,29 @@ def test_weights_are_held_as_the_checkpoint_has_them_where_kernels_widen_them(
     description = describe_checkpoint(write_config(tmp_path / "model", mixtral()))
     topology = check(load_config(path), source=read_source(path), description=description)
     assert topology.replicas[0].engine.matrix_dtype == held
+
+
+@pytest.mark.parametrize(("pool", "common"), [(", engine: {threads: 4097}", ""), ("", "engine: {threads: 0}\n")])
+def test_threads_have_bounds(pool: str, common: str, tmp_path: Path) -> None:
+    text = SMALLEST.replace("{}", f"{{pp: 1{pool}}}") + common
+    (found,) = structure_problems(tmp_path, text)
+    assert "engine.threads = " in found and "write a whole number from 1 to 4096" in found
+
+
+@pytest.mark.parametrize("key", ["pools.unified.engine.threads", "engine.threads"])
+def test_more_threads_than_this_machine_has_cores_are_refused_where_the_file_says_them(
+    key: str, tmp_path: Path
+) -> None:
+    cores = available_cores()
+    mapping = f"{{threads: {cores + 1}}}"
+    text = SMALLEST.replace("{}", f"{{engine: {mapping}}}") if "pools" in key else f"{SMALLEST}engine: {mapping}\n"
+    (found,) = sense_problems(tmp_path, text, llama())
+    assert f"{key} = {cores + 1}: threads {cores + 1} are more than the {cores} cores there; write {cores} or" in found
+    # What another machine has its launcher says.
+    path = tmp_path / "topo.yaml"
+    path.write_text(text.replace("address: local", "address: 'far:1'"))
+    topology = check(load_config(path), source=read_source(path), description=describe_checkpoint(tmp_path / "model"))
+    assert topology.replicas[0].num_threads == cores + 1
 
 
 def test_prefill_and_decode_store_one_dtype(tmp_path: Path) -> None:

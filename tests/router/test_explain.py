@@ -2,6 +2,7 @@
 
 import pytest
 
+from parallel.cores import RankCores
 from parallel.handoff import plan_lanes
 from parallel.peers import source_peers, target_peers
 from parallel.settings import EngineSettings
@@ -28,7 +29,9 @@ def plan() -> Topology:
 
 def told(name: str, rank: int) -> str:
     topology = plan()
-    return explain(topology, description=MOE, replica=find_replica(topology, name=name, rank=rank), rank=rank)
+    replica = find_replica(topology, name=name, rank=rank)
+    cores = RankCores(num_threads=8, nodes=(1,), cores=tuple(range(8, 16)))
+    return explain(topology, description=MOE, replica=replica, rank=rank, cores=cores if rank else None)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +39,7 @@ def told(name: str, rank: int) -> str:
     [
         "rank       5 of prefill/1, on cuda:5 of host h1",
         "7 other ranks of its replica there",
+        "8 threads, on the cores of NUMA node 1",
         "dp coordinate 0 of 1, cp coordinate 0 of 2, tp coordinate 1 of 2",
         "layers     2 to 3 of 4 (stage 1 of 2), and its part of the output",
         "heads      query 4 to 7 of 8, KV 2 to 3 of 4",
@@ -68,6 +72,10 @@ def test_a_decode_ranks_life_is_told(words: str) -> None:
 def test_only_the_leader_is_said_to_lead() -> None:
     assert "it leads its replica" in told("prefill/0", 0)
     assert "it leads its replica" not in told("prefill/0", 1)
+
+
+def test_threads_that_nobody_knows_yet_are_said_to_come_from_the_launcher() -> None:
+    assert "its threads are dealt when the launcher of its host has said" in told("prefill/0", 0)
 
 
 def test_a_rank_alone_works_alone() -> None:

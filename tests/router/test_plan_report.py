@@ -5,13 +5,15 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from parallel.cores import Machine, Node
 from parallel.group_memory import GroupMemoryShape
 from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from parallel.topology import HostSpec, PoolSpec, Topology, plan_topology
-from router.plan_report import plan_report
+from router.machines import plan_cores
+from router.plan_report import PlanReport, plan_report
 from router.plan_table import render
 from tests.tiny_models import describe, gpt_oss, llama, mixtral
 
@@ -161,3 +163,21 @@ def test_the_printed_plan_names_every_rank_on_one_line_where_nobody_reads_a_term
     lines = console.file.getvalue().splitlines()
     assert sum("cuda:" in line and "unified/0" in line and "here" in line for line in lines) == 16
     assert any(line.split()[:2] == ["unified/0", "attn_tp"] and "(0 1) (2 3)" in line for line in lines)
+
+
+def printed(report: PlanReport) -> list[str]:
+    console = Console(file=io.StringIO(), width=200)
+    render(report, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_threads_are_printed_for_hosts_that_are_known_and_others_are_named() -> None:
+    plan = topology(ReplicaShape(attention=AttentionSizes(dp=4), experts=None))
+    plan = replace(plan, hosts=(replace(plan.hosts[0], device="cpu"),))
+    nodes = tuple(Node(index=index, cores=tuple(range(8 * index, 8 * index + 8))) for index in range(2))
+    cores = plan_cores(plan, machines={"here": Machine(nodes=nodes, num_cores=16)})
+    lines = printed(plan_report(plan, description=describe(llama()), cores=cores))
+    assert "here unified    16     4       4 2 to node 0, 2 to node 1" in lines
+    unknown = printed(plan_report(plan, description=describe(llama())))
+    assert "cores of here: dealt, and logged, when their launchers have said what they have" in unknown

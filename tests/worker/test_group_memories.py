@@ -80,12 +80,12 @@ def test_groups_whose_ranks_one_launcher_holds_share_memory_and_others_do_not() 
     assert find_local_groups(whole) == sorted({tuple(group.ranks) for given in whole.ranks for group in given.groups})
     stages = [find_local_groups(request) for request in requests(4, 4)]
     assert stages == [
-        [(0, 1), (0, 1, 2, 3), (0, 2), (1, 3), (2, 3)],
+        [(0, 1), (0, 2), (1, 3), (2, 3)],
         [(4, 5), (4, 5, 6, 7), (4, 6), (5, 7), (6, 7)],
     ]
     assert [find_local_groups(request) for request in requests(3, 5)] == [
         [(0, 1), (0, 2)],
-        [(3, 7), (4, 5), (4, 6), (5, 7), (6, 7)],
+        [(3, 7), (4, 5), (4, 5, 6, 7), (4, 6), (5, 7), (6, 7)],
     ]
 
 

@@ -10,10 +10,11 @@ import grpc
 import pytest
 
 from parallel.checkpoint.fingerprint import fingerprint
+from parallel.process.cores import this_machine
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
 from parallel.topology import HostSpec, PoolSpec, Topology, plan_topology
-from parallel.wire import assign_request
+from parallel.wire import assign_request, machine_from_wire
 from proto import control_pb2, control_pb2_grpc
 from tests.harness.checkpoints import Oracle
 from tests.harness.router_process import worker_command
@@ -153,6 +154,22 @@ def test_what_a_mock_says_of_an_epoch_carries_that_epoch_whatever_was_assigned_s
     asyncio.run(work())
     epochs = {message.of_epoch for message in said if message.WhichOneof("message") == "replica"}
     assert epochs == {1}
+
+
+@pytest.mark.parametrize(
+    ("flags", "inherited", "threads"),
+    [((), None, None), ((), "7", 7), (("--threads", "3"), "7", 3)],  # the operator's word for this program stands above
+)
+def test_a_launcher_tells_what_it_has_and_what_its_operator_has_said(
+    flags: tuple[str, ...], inherited: str | None, threads: int | None, mixtral: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if inherited is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", inherited)
+    hello = control_pb2.HelloRequest(router_id=ROUTER, model=str(mixtral.folder), device_kind="cpu", devices=[0])
+    with worker_command("--mock", *flags) as (_, address), grpc.insecure_channel(address) as channel:
+        said = control_pb2_grpc.LauncherStub(channel).Hello(hello, timeout=20)
+    assert machine_from_wire(said.machine) == this_machine(threads_per_rank=threads)
 
 
 def test_a_model_that_this_host_lacks_is_told_in_a_sentence(launcher: Any) -> None:

@@ -134,7 +134,7 @@ class HostRanks:
     ) -> None:
         rank = self._by_device.get(given.device)
         if rank is None:
-            rank = self._by_device[given.device] = self._start(given.device)
+            rank = self._by_device[given.device] = self._start(given.device, num_threads=given.cores.num_threads)
         rank.replica, rank.epoch, rank.global_rank = request.replica, request.epoch, given.global_rank
         assign = control_pb2.AssignRank(assignment=request, global_rank=given.global_rank, shared_groups=shared_groups)
         rank.handle.send(control_pb2.ToRank(assign=assign))
@@ -147,11 +147,11 @@ class HostRanks:
                 rank.replica, rank.global_rank = "", -1
                 rank.handle.send(control_pb2.ToRank(unassign=control_pb2.Unassign()))
 
-    def _start(self, device: int) -> _Rank:
+    def _start(self, device: int, *, num_threads: int) -> _Rank:
         callbacks = RankCallbacks(
             message=lambda message: self._on_message(device, message), ended=lambda reason: self._on_end(device, reason)
         )
-        return _Rank(handle=self._start_rank(device, callbacks), device=device)
+        return _Rank(handle=self._start_rank(device, callbacks, num_threads=num_threads), device=device)
 
     def _leader(self, replica: str) -> _Rank | None:
         ranks = (rank for rank in self._by_device.values() if rank.replica == replica and rank.global_rank == 0)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+from parallel.process.cores import THREADS_VARIABLE
 from parallel.process.logs import LogLevel
 from parallel.process.own_packages import module_command
 from proto import control_pb2
@@ -20,12 +21,8 @@ _LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True, kw_only=True)
 class ChildSettings:
-    """How rank processes are started. `num_threads` is a default of the environment, or stands above it. Hand-offs are
-    kept on this machine where `is_loopback`.
-    """
+    """How rank processes are started. Hand-offs are kept on this machine where `is_loopback`."""
 
-    num_threads: int
-    overrides_environment: bool
     is_loopback: bool
     log_level: LogLevel
 
@@ -34,7 +31,13 @@ class RankChild:
     """A `worker.rank` process. All its methods belong to the launcher's event loop."""
 
     def __init__(
-        self, *, device: int, rendezvous: socket.socket, settings: ChildSettings, callbacks: RankCallbacks
+        self,
+        *,
+        device: int,
+        num_threads: int,
+        rendezvous: socket.socket,
+        settings: ChildSettings,
+        callbacks: RankCallbacks,
     ) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -50,7 +53,7 @@ class RankChild:
             stdin=subprocess.DEVNULL,
             # The launcher's own output is read for one line only: what a rank or its libraries print goes to the log.
             stdout=sys.stderr,
-            env=_environment(settings),
+            env=_environment(settings, num_threads=num_threads),
         )
         theirs.close()
         self._task = asyncio.create_task(self._serve(ours))
@@ -110,11 +113,17 @@ _COMPILED_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPAC
 KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 
 
-def _environment(settings: ChildSettings) -> dict[str, str]:
-    """The child's environment: ranks on a CPU share its cores, so each gets its part of them."""
-    num_threads = settings.num_threads
-    defaults = {"OMP_NUM_THREADS": str(num_threads), "NIXL_LOG_LEVEL": "WARN", **_COMPILED_PRODUCTS, **KEPT_MEMORY}
+#: How often an OpenMP thread that waits for the others of its team looks again before it sleeps: for about as long as a
+#: step is busy between two calls. By default it looks for 5 ms, and where other processes want the cores, who is waited
+#: for goes without them meanwhile: a product took 20 ms, and a step of hundreds of them seemed to stand still.
+OPENMP_WAITS = {"GOMP_SPINCOUNT": "10000"}
+
+
+def _environment(settings: ChildSettings, *, num_threads: int) -> dict[str, str]:
+    """The child's environment. The threads are for what libraries start when they are loaded; `worker/rank_cores.py`
+    follows what later assignments say.
+    """
+    defaults = {"NIXL_LOG_LEVEL": "WARN", **_COMPILED_PRODUCTS, **KEPT_MEMORY, **OPENMP_WAITS}
     # Else it would listen on every interface, although whoever reaches the launcher is here.
     defaults |= {"UCX_NET_DEVICES": "lo"} if settings.is_loopback else {}
-    asked = {"OMP_NUM_THREADS": str(num_threads)} if settings.overrides_environment else {}
-    return {**defaults, "UCX_LOG_LEVEL": "error", **os.environ, **asked}
+    return {**defaults, "UCX_LOG_LEVEL": "error", **os.environ, THREADS_VARIABLE: str(num_threads)}

@@ -27,5 +27,9 @@ class RankHandle(Protocol):
         ...
 
 
-#: Starts the rank of a device.
-StartRank = Callable[[int, RankCallbacks], "RankHandle"]
+class StartRank(Protocol):
+    """Starts the rank of a device."""
+
+    def __call__(self, device: int, callbacks: RankCallbacks, *, num_threads: int) -> RankHandle:
+        """The running rank. It is started with as many threads as its first assignment gives it."""
+        ...

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import grpc
 
 from parallel.process.address import Address
-from parallel.process.cores import threads_per_rank
+from parallel.process.cores import this_machine, threads_of
 from parallel.process.listening import add_port
 from parallel.process.logs import LogLevel
 from parallel.process.undecodable import RefuseUndecodable
@@ -35,7 +36,9 @@ SERVER_OPTIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class LauncherOptions:
-    """`num_threads` is for each rank, None shares the cores; `exit_with_stdin` ends the launcher with its parent."""
+    """`num_threads` is for each rank, None leaves it to the environment, and that to the router; `exit_with_stdin` ends
+    the launcher with its parent.
+    """
 
     listen: Address
     mock: bool = False
@@ -51,11 +54,8 @@ async def run_launcher(options: LauncherOptions) -> None:
     ListenError where it cannot listen.
     """
     ports = RendezvousPorts(options.listen.host)
-
-    def starter(machine_ranks: int) -> RankStarter:
-        return RankStarter(options, ports, machine_ranks=machine_ranks)
-
-    service = LauncherService(starter=starter, ports=ports, mock=options.mock)
+    machine = this_machine(threads_per_rank=options.num_threads or threads_of(os.environ))
+    service = LauncherService(start_rank=RankStarter(options, ports), machine=machine, ports=ports, mock=options.mock)
     server = grpc.aio.server(interceptors=[RefuseUndecodable()], options=SERVER_OPTIONS)
     control_pb2_grpc.add_LauncherServicer_to_server(service, server)
     address = add_port(server, options.listen)
@@ -69,25 +69,23 @@ async def run_launcher(options: LauncherOptions) -> None:
 
 
 class RankStarter:
-    """Starts the rank of a device, real or mocked, on a machine whose cores `machine_ranks` share."""
+    """Starts the rank of a device, real or mocked."""
 
-    def __init__(self, options: LauncherOptions, ports: RendezvousPorts, *, machine_ranks: int) -> None:
+    def __init__(self, options: LauncherOptions, ports: RendezvousPorts) -> None:
         self._options = options
         self._ports = ports
-        self._machine_ranks = machine_ranks
 
-    def __call__(self, device: int, callbacks: RankCallbacks) -> RankHandle:
+    def __call__(self, device: int, callbacks: RankCallbacks, *, num_threads: int) -> RankHandle:
         """The running rank."""
         if self._options.mock:
             return MockRank(callbacks, step_s=self._options.mock_step_s)
-        given = self._options.num_threads
-        settings = ChildSettings(
-            num_threads=given or threads_per_rank(self._machine_ranks),
-            overrides_environment=given is not None,
-            is_loopback=self._options.listen.is_loopback,
-            log_level=self._options.log_level,
+        return RankChild(
+            device=device,
+            num_threads=num_threads,
+            rendezvous=self._ports.socket(device),
+            settings=ChildSettings(is_loopback=self._options.listen.is_loopback, log_level=self._options.log_level),
+            callbacks=callbacks,
         )
-        return RankChild(device=device, rendezvous=self._ports.socket(device), settings=settings, callbacks=callbacks)
 
 
 async def _until_told(*, exit_with_stdin: bool) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import importlib.metadata
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import grpc
 from parallel.checkpoint.contents import require_sound
 from parallel.checkpoint.fingerprint import fingerprint
 from parallel.checkpoint.location import resolve_model
+from parallel.cores import Machine
+from parallel.wire import machine_to_wire
 from proto import control_pb2, control_pb2_grpc
 from worker.launcher.host_ranks import AssignmentError, HostRanks
 from worker.launcher.native_build import build_native
@@ -37,9 +39,9 @@ class _Lease:
 class LauncherService(control_pb2_grpc.LauncherServicer):
     """Serves one router at a time: the one whose Watch stream is open. Its end ends the ranks."""
 
-    def __init__(self, *, starter: Callable[[int], StartRank], ports: RendezvousPorts, mock: bool) -> None:
-        self._starter = starter
-        self._machine_ranks = 1
+    def __init__(self, *, start_rank: StartRank, machine: Machine, ports: RendezvousPorts, mock: bool) -> None:
+        self._start_rank = start_rank
+        self._machine = machine
         self._ports = ports
         self._mock = mock
         self._lease: _Lease | None = None
@@ -49,7 +51,7 @@ class LauncherService(control_pb2_grpc.LauncherServicer):
         request: control_pb2.HelloRequest,
         context: "grpc.aio.ServicerContext[control_pb2.HelloRequest, control_pb2.HelloResponse]",
     ) -> control_pb2.HelloResponse:
-        """Versions, the checkpoint's fingerprint and a reserved port for each device asked for."""
+        """Versions, the checkpoint's fingerprint, the machine, and a reserved port for each device asked for."""
         if self._lease is not None and self._lease.router_id != request.router_id:
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION, f"this launcher serves router {self._lease.router_id:016x}"
@@ -63,13 +65,13 @@ class LauncherService(control_pb2_grpc.LauncherServicer):
             reserved = {index: self._ports.port(index) for index in request.devices}
         except OSError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"no port can be reserved: {error.strerror}")
-        self._machine_ranks = request.machine_ranks or len(request.devices)
         return control_pb2.HelloResponse(
             muster_version=_version("muster"),
             torch_version="" if self._mock else _version("torch"),
             checkpoint_fingerprint=digest,
             devices=[control_pb2.Device(index=index, rendezvous_port=port) for index, port in reserved.items()],
             mock=self._mock,
+            machine=machine_to_wire(self._machine),
         )
 
     async def Watch(
@@ -82,7 +84,7 @@ class LauncherService(control_pb2_grpc.LauncherServicer):
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION, f"this launcher serves router {self._lease.router_id:016x}"
             )
-        ranks = HostRanks(self._starter(self._machine_ranks), heartbeat_timeout_s=request.heartbeat_timeout_s)
+        ranks = HostRanks(self._start_rank, heartbeat_timeout_s=request.heartbeat_timeout_s)
         self._lease = _Lease(router_id=request.router_id, ranks=ranks)
         interval_s = min(_HEARTBEAT_S, request.heartbeat_timeout_s / _BEATS_PER_TIMEOUT)
         logger.info("lease taken: router=%016x", request.router_id)

@@ -1,4 +1,4 @@
-"""The cores that a process may use: its affinity, and the quotas of its cgroups in both versions."""
+"""The cores that a process may use: its affinity, the quotas of its cgroups in both versions, and its NUMA nodes."""
 
 import os
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from parallel.process.cores import available_cores, threads_per_rank
+from parallel.process.cores import available_cores, this_machine, threads_of
 
 V1 = "3:cpuset:/\n4:cpu,cpuacct:/pod/box\n5:memory:/deep\n"
 
@@ -65,6 +65,45 @@ def test_the_affinity_of_this_process_counts() -> None:
         os.sched_setaffinity(0, allowed)
 
 
-def test_ranks_share_the_cores_and_each_has_one() -> None:
-    cores = available_cores()
-    assert [threads_per_rank(num_ranks) for num_ranks in (0, 1, cores, 10 * cores)] == [cores, cores, 1, 1]
+def nodes(folder: Path, lists: Mapping[str, str]) -> dict[int, tuple[int, ...]]:
+    """Those of a machine with these cpulist files, by name of their node."""
+    for name, text in lists.items():
+        path = folder / "sys/devices/system/node" / name / "cpulist"
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    return {node.index: node.cores for node in this_machine(root=folder).nodes}
+
+
+@pytest.mark.usefixtures("affinity_of_8")
+@pytest.mark.parametrize(
+    ("lists", "found"),
+    [
+        ({"node0": "0-7\n"}, {0: tuple(range(8))}),
+        ({"node10": "2-3,6-7\n", "node2": "0-1,4,5\n"}, {2: (0, 1, 4, 5), 10: (2, 3, 6, 7)}),
+        # Cores that this process may not use, memory without cores, and what is no node.
+        ({"node0": "0-3,64-127\n", "node1": "4-7\n", "node2": "\n"}, {0: (0, 1, 2, 3), 1: (4, 5, 6, 7)}),
+        ({"node0": "0-7\n", "node1": "8-15\n"}, {0: tuple(range(8))}),
+        # What does not tell of every core, or cannot be read, tells of none.
+        ({"node0": "0-3\n"}, {0: tuple(range(8))}),
+        ({"node0": "0-3\n", "node1": "4-x\n"}, {0: tuple(range(8))}),
+        ({}, {0: tuple(range(8))}),
+    ],
+)
+def test_nodes_have_the_cores_that_this_process_may_use(
+    lists: dict[str, str], found: dict[int, tuple[int, ...]], tmp_path: Path
+) -> None:
+    assert nodes(tmp_path, lists) == found
+
+
+def test_this_machine_has_nodes_for_all_its_cores() -> None:
+    machine = this_machine(threads_per_rank=3)
+    assert {core for node in machine.nodes for core in node.cores} == os.sched_getaffinity(0)
+    assert (machine.num_cores, machine.threads_per_rank) == (available_cores(), 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "threads"), [("7", 7), (" 4,2,1", 4), ("0", None), ("", None), ("-3", None), ("many", None), ("²", None)]
+)
+def test_an_environments_threads_are_the_outermost_where_it_says_some(text: str, threads: int | None) -> None:
+    assert threads_of({"OMP_NUM_THREADS": text}) == threads
+    assert threads_of({}) is None
