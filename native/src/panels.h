@@ -36,13 +36,29 @@ struct Tile {
   Vector sums[kTile][2];
 };
 
-template <class Weight, int kRows>
+// How weights are asked for ahead of their use. Those that are used once go past the caches: a step reads all of a model's,
+// and they would drive everything else out, the code of Python first, which then takes twice as long.
+enum class Ahead { kNot, kOnce, kKept };
+
+constexpr int64_t kAheadBytes = 4096;
+
+template <Ahead kAhead, class Weight>
+inline void ask_for(const Weight* weights) {
+  const char* first = reinterpret_cast<const char*>(weights) + kAheadBytes;
+  for (int64_t at = 0; at < static_cast<int64_t>(kPanel * sizeof(Weight)); at += 64) {
+    if constexpr (kAhead == Ahead::kOnce) __builtin_prefetch(first + at, 0, 0);
+    if constexpr (kAhead == Ahead::kKept) __builtin_prefetch(first + at, 0, 2);
+  }
+}
+
+template <class Weight, int kRows, Ahead kAhead>
 void meet(Tile& tile, const Weight* panel, int64_t in) {
   Vector sums[kRows][2] = {};
   const float* rows[kRows];
   for (int row = 0; row < kRows; ++row) rows[row] = tile.rows[row];
 #pragma GCC unroll 2
   for (int64_t k = 0; k < in; ++k) {
+    ask_for<kAhead>(panel + k * kPanel);
     const Pair weights = widen(panel + k * kPanel);
 #pragma GCC unroll 12
     for (int row = 0; row < kRows; ++row) {
@@ -60,16 +76,18 @@ void meet(Tile& tile, const Weight* panel, int64_t in) {
 template <class Weight>
 using Meet = void (*)(Tile&, const Weight*, int64_t);
 
-template <class Weight, int... kCounts>
+template <class Weight, Ahead kAhead, int... kCounts>
 constexpr auto meets(std::integer_sequence<int, kCounts...>) {
-  return std::array<Meet<Weight>, sizeof...(kCounts)>{meet<Weight, kCounts + 1>...};
+  return std::array<Meet<Weight>, sizeof...(kCounts)>{meet<Weight, kCounts + 1, kAhead>...};
 }
 
 // Rows row_of(0) .. row_of(count - 1) by the panels [first, last) of `packed`; take(row, panel, left sums, right sums).
 // Tiles of a block are as even as can be: a last one of a single row would read a panel for itself.
 template <class Weight, class RowOf, class Take>
 void multiply(int64_t count, RowOf row_of, const Weight* packed, int64_t in, int64_t first, int64_t last, Take take) {
-  static constexpr auto kMeets = meets<Weight>(std::make_integer_sequence<int, kTile>{});
+  using Counts = std::make_integer_sequence<int, kTile>;
+  static constexpr auto kOnce = meets<Weight, Ahead::kOnce>(Counts{}), kKept = meets<Weight, Ahead::kKept>(Counts{});
+  static constexpr auto kAgain = meets<Weight, Ahead::kNot>(Counts{});
   Tile tile;
   for (int64_t block = 0; block < count; block += kBlock) {
     const int64_t rows = std::min(kBlock, count - block), parts = (rows + kTile - 1) / kTile;
@@ -77,7 +95,8 @@ void multiply(int64_t count, RowOf row_of, const Weight* packed, int64_t in, int
       for (int64_t part = 0; part < parts; ++part) {
         const int64_t begin = block + rows * part / parts, end = block + rows * (part + 1) / parts;
         for (int64_t row = begin; row < end; ++row) tile.rows[row - begin] = row_of(row);
-        kMeets[end - begin - 1](tile, packed + panel * in * kPanel, in);
+        const auto& by_rows = part > 0 ? kAgain : (count <= kTile ? kOnce : kKept);
+        by_rows[end - begin - 1](tile, packed + panel * in * kPanel, in);
         for (int64_t row = begin; row < end; ++row) {
           take(row, panel, tile.sums[row - begin][0], tile.sums[row - begin][1]);
         }
