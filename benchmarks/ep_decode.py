@@ -1,24 +1,30 @@
-"""Expert-parallel decode: ep 2 over ep 1, one thread a rank, at batches of 1 to 64 of the MoE demo checkpoint.
+"""Expert-parallel decode: ep 2 over ep 1, at batches of 1 to 64 of the MoE demo checkpoint.
 
 Run: `python -m benchmarks.ep_decode` after `make demo-model`. Unified pools, so that only decode differs: ep 2 is two
-attention dp coordinates whose rows meet in the experts. Both are up at once and are measured in turn.
+attention dp coordinates of one thread each, whose rows meet in the experts; ep 1 has one thread, or both. All are up at
+once and are measured in turn.
 """
 
 import argparse
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.bench import LivePools, running_bench
+from benchmarks.machine_rates import MachineRates, Rates
 from benchmarks.pools import MOE, cpu_share, greedy, interleaved, pool
 from benchmarks.report import Report
+from parallel.models.registry import describe_checkpoint
 from parallel.settings import EngineSettings
-from parallel.shape import ExpertSizes
+from parallel.shape import AttentionSizes, ExpertSizes, ReplicaShape
+from parallel.stage_cost import stage_costs
 
-EP1, EP2 = "ep 1", "ep 2"
+EP1, EP1_BOTH, EP2 = "ep 1", "ep 1, both cores", "ep 2"
+#: As the checkpoint stores them.
+WEIGHTS = "bfloat16"
 PROMPT_TOKENS = 16
 
 
@@ -27,7 +33,6 @@ class Sample:
     """One batch: tokens/s of decode and what the ranks did meanwhile, prefill of the short prompts included."""
 
     tokens_per_s: float
-    tokens_per_cpu_s: float
     collective: float
     waited: float
 
@@ -40,13 +45,36 @@ def layouts(dispatch: str, *, max_batch: int) -> Iterator[dict[str, LivePools]]:
     """Both layouts, up, by name."""
     with ExitStack() as stack:
 
-        def up(ep: int) -> LivePools:
-            bench = stack.enter_context(running_bench(num_devices=ep, model=str(MOE)))
-            engine = EngineSettings(prefix_cache=False, max_sequences=max_batch, kv_tokens=8192, dispatch=dispatch)
+        def up(ep: int, *, threads: int = 1) -> LivePools:
+            bench = stack.enter_context(running_bench(num_devices=ep, model=str(MOE), threads=threads))
+            engine = EngineSettings(
+                prefix_cache=False, max_sequences=max_batch, kv_tokens=8192, dispatch=dispatch, weights=WEIGHTS
+            )
             spec = pool("unified", engine, dp=ep, experts=ExpertSizes(ep=ep))
             return stack.enter_context(bench.pools([spec], model=str(MOE)))
 
-        yield {EP1: up(1), EP2: up(2)}
+        yield {EP1: up(1), EP1_BOTH: up(1, threads=2), EP2: up(2)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What a step takes at least: to read its weights, or to compute, with the rates of one core and of both."""
+
+    one: Rates
+    both: Rates
+
+    def step_s(self, name: str, *, batch: int) -> float:
+        """Seconds, if nothing but that cost any."""
+        ranks = 2 if name == EP2 else 1
+        sizes = AttentionSizes(dp=ranks)
+        shape = ReplicaShape(attention=sizes, experts=ExpertSizes(ep=ranks), shares_output=ranks > 1)
+        (cost,) = stage_costs(describe_checkpoint(MOE), shape=shape, settings=EngineSettings(weights=WEIGHTS))
+        rows, rates = -(-batch // ranks), self.one if name == EP1 else self.both
+        return max(cost.read_bytes(rows) * ranks / rates.read_bytes, cost.flops(rows) * ranks / rates.flops)
+
+    def speed_up(self, of: str, over: str, *, batch: int) -> float:
+        """At most."""
+        return self.step_s(over, batch=batch) / self.step_s(of, batch=batch)
 
 
 def measure(pools: LivePools, *, batch: int, new_tokens: int, seed: int) -> Sample:
@@ -60,15 +88,15 @@ def measure(pools: LivePools, *, batch: int, new_tokens: int, seed: int) -> Samp
     clocks = [generation.clock for generation in generations]
     return Sample(
         tokens_per_s=sum((new_tokens - 1) / (clock.last_token_s - clock.first_token_s) for clock in clocks),
-        tokens_per_cpu_s=batch * new_tokens / share.busiest_cpu_s,
         collective=(after.collective_s - before.collective_s) / (after.step_s - before.step_s),
         waited=share.longest_wait_s / max(clock.last_token_s for clock in clocks),
     )
 
 
-def run(batches: Sequence[int], *, dispatch: str, new_tokens: int, runs: int) -> Samples:
-    """Both layouts at all batches, after one unmeasured batch each."""
+def run(batches: Sequence[int], *, dispatch: str, new_tokens: int, runs: int) -> tuple[Samples, dict[int, Bounds]]:
+    """All layouts at all batches, after one unmeasured batch each, and the bounds of the same minutes."""
     samples: Samples = defaultdict(list)
+    bounds, rates = {}, MachineRates()
     with layouts(dispatch, max_batch=max(batches)) as found:
         for pools in found.values():
             measure(pools, batch=max(batches), new_tokens=4, seed=0)
@@ -78,8 +106,9 @@ def run(batches: Sequence[int], *, dispatch: str, new_tokens: int, runs: int) ->
                 seed = 1000 * (batch + 100 * index)
                 samples[name, batch].append(measure(found[name], batch=batch, new_tokens=new_tokens, seed=seed))
 
+            bounds[batch] = Bounds(one=rates.measure(threads=1), both=rates.measure(threads=2))
             interleaved(list(found), runs=runs, measure=one)
-    return samples
+    return samples, bounds
 
 
 def median(samples: Samples, name: str, batch: int, *, of: str) -> float:
@@ -88,51 +117,56 @@ def median(samples: Samples, name: str, batch: int, *, of: str) -> float:
     return statistics.median(values)
 
 
-def report(samples: Samples, *, dispatch: str, new_tokens: int, runs: int) -> None:
+def report(samples: Samples, bounds: Mapping[int, Bounds], *, dispatch: str, new_tokens: int, runs: int) -> None:
     """The table and the plot."""
     batches = sorted({batch for _, batch in samples})
     page = Report(
         "ep_decode",
         title="Expert-parallel decode: ep 2 over ep 1",
-        about=f"The demo checkpoint of 8 experts, all of which every token visits; unified pools of one rank (ep 1) "
-        f"and of two (attention dp 2, ep 2), one thread a rank, dispatch {dispatch}; prompts of {PROMPT_TOKENS} "
-        f"tokens, {new_tokens} new ones each; tokens/s is the sum over the sequences of tokens after the first over "
-        f"the time since the first, medians of {runs} interleaved runs. "
-        "*By CPU* compares tokens a CPU second of the busier rank: as if nobody ever waited.",
-        headings=("batch", "ep 1 tok/s", "ep 2 tok/s", "speed-up", "ideal", "by CPU", "coll.", "waited 1", "waited 2"),
+        about=f"The demo checkpoint of 8 experts, all of which every token visits, held in {WEIGHTS}; unified pools of "
+        f"one rank (ep 1, with one thread, or with two: *both cores*) and of two of one thread (attention dp 2, ep 2), "
+        f"dispatch {dispatch}; prompts of {PROMPT_TOKENS} tokens, {new_tokens} new ones each; tokens/s is the sum over "
+        f"the sequences of tokens after the first over the time since the first, medians of {runs} interleaved runs.",
+        headings=("batch", "ep 1", "ep 1, both", "ep 2", "over ep 1", "bound", "over both", "bound", "coll.", "waited"),
     )
     for batch in batches:
-        one, two = (median(samples, name, batch, of="tokens_per_s") for name in (EP1, EP2))
-        cpu_one, cpu_two = (median(samples, name, batch, of="tokens_per_cpu_s") for name in (EP1, EP2))
+        one, both, two = (median(samples, name, batch, of="tokens_per_s") for name in (EP1, EP1_BOTH, EP2))
         page.add(
             str(batch),
-            f"{one:.1f}",
-            f"{two:.1f}",
+            *(f"{rate:.1f}" for rate in (one, both, two)),
             f"{two / one:.2f}",
-            "2.00",
-            f"{cpu_two / cpu_one:.2f}",
+            f"{bounds[batch].speed_up(EP2, EP1, batch=batch):.2f}",
+            f"{two / both:.2f}",
+            f"{bounds[batch].speed_up(EP2, EP1_BOTH, batch=batch):.2f}",
             f"{median(samples, EP2, batch, of='collective'):.0%}",
-            *(f"{median(samples, name, batch, of='waited'):.0%}" for name in (EP1, EP2)),
+            f"{median(samples, EP2, batch, of='waited'):.0%}",
         )
-    page.note("coll.: the share of the leader's step time inside collectives at ep 2, waiting for the other included")
-    page.note("waited: the share of time in which a rank of ep 1, of ep 2 could have run but other work had the cores")
+    first = bounds[batches[0]]
     page.note(
-        "attention and output are whole on both ranks of ep 2: each reads 95 of the model's 135 million weights a "
-        "step, so a step that is bound by reading them gains 1.42 at most, and one that is bound by rows 2"
+        "bound: of a step that only reads its weights or only computes, whichever takes longer, at the rates that a "
+        f"product had in the same minutes (at batch {batches[0]} one core {first.one.read_bytes / 1e9:.0f} GB/s and "
+        f"{first.one.flops / 1e9:.0f} GFLOP/s, both {first.both.read_bytes / 1e9:.0f} and {first.both.flops / 1e9:.0f})"
     )
-    page.note("at batch 1 one coordinate has the row, and both compute it in their half of each layer's experts")
+    page.note("attention is whole on both ranks of ep 2, experts and the output's vocabulary are halved")
+    page.note("coll.: the share of the leader's step time inside collectives at ep 2, waiting for the other included")
+    page.note("waited: the share of time in which a rank of ep 2 could have run but other work had the cores")
+    page.note("at batch 1 one coordinate has the row, and both compute it in their half of experts and output")
 
     def plot(axes: Any) -> None:
-        for of, label in (("tokens_per_s", "tokens/s"), ("tokens_per_cpu_s", "by CPU time")):
-            ratios = [median(samples, EP2, batch, of=of) / median(samples, EP1, batch, of=of) for batch in batches]
-            axes.plot(batches, ratios, marker="o", label=label)
-        axes.axhline(2, color="grey", linestyle="--", label="ideal")
+        for over, label in ((EP1, "ep 1"), (EP1_BOTH, "ep 1 on both cores")):
+            rates = {
+                name: [median(samples, name, batch, of="tokens_per_s") for batch in batches] for name in (EP2, over)
+            }
+            ratios = [two / one for two, one in zip(rates[EP2], rates[over], strict=True)]
+            (line,) = axes.plot(batches, ratios, marker="o", label=f"over {label}")
+            most = [bounds[batch].speed_up(EP2, over, batch=batch) for batch in batches]
+            axes.plot(batches, most, linestyle="--", color=line.get_color(), label="its bound")
         axes.axhline(1, color="grey", linewidth=0.8)
         axes.set_xscale("log", base=2)
         axes.set_xticks(batches, [str(batch) for batch in batches])
         axes.set_ylim(0, 2.2)
         axes.set_xlabel("batch")
-        axes.set_ylabel("decode speed-up of ep 2 over ep 1")
+        axes.set_ylabel("tokens/s of ep 2 over another's")
         axes.legend()
 
     page.publish(plot)
@@ -142,11 +176,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--dispatch", choices=["auto", "gather", "all_to_all"], default="auto")
-    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
-    samples = run(options.batches, dispatch=options.dispatch, new_tokens=options.new_tokens, runs=options.runs)
-    report(samples, dispatch=options.dispatch, new_tokens=options.new_tokens, runs=options.runs)
+    samples, bounds = run(options.batches, dispatch=options.dispatch, new_tokens=options.new_tokens, runs=options.runs)
+    report(samples, bounds, dispatch=options.dispatch, new_tokens=options.new_tokens, runs=options.runs)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+from benchmarks.machine_rates import MachineRates
 from benchmarks.pools import DENSE
-from benchmarks.read_rate import ReadRate
 from benchmarks.report import Report
 from examples.demo import wait_until_serving
 from parallel.models.registry import describe_checkpoint
@@ -166,12 +166,12 @@ def loaded(attention: str) -> Contender:
 
 def measure(contenders: Mapping[str, Contender], *, runs: int, new_tokens: int) -> dict[Work, Series]:
     """Every work, all contenders one after the other in each run."""
-    found, read_rate = {work: Series() for work in WORKS}, ReadRate()
+    found, rates = {work: Series() for work in WORKS}, MachineRates()
     for run in range(-1, runs):  # run -1 warms everything up and is not counted
         for work in WORKS:
             rows, series = prompts(work, run=run), found[work] if run >= 0 else Series()
             count = new_tokens if work.kind == "decode" else 1
-            series.read_rates.append(read_rate.measure())
+            series.read_rates.append(rates.measure(threads=torch.get_num_threads()).read_bytes)
             for name, contender in contenders.items():
                 prefill_s, decode_s = contender(rows, count)
                 tokens = work.batch * (count - 1) if work.kind == "decode" else work.batch * work.length
@@ -226,7 +226,7 @@ def _share_of_memory(work: Work, series: Series) -> str:
         shares.append(f"{series.median(name) * step_bytes / gave:.0%} ({how})")
     return (
         f"{work.name}: a sequence alone reads its weights and KV through gRPC at {' and '.join(shares)} of the "
-        f"{gave / 1e9:.0f} GB/s that memory gave to a sum over 512 MB in the same minutes"
+        f"{gave / 1e9:.0f} GB/s that memory gave to a product of one row in the same minutes"
     )
 
 
