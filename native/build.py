@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,8 +32,11 @@ class BuildError(Exception):
 
 def default_folders() -> tuple[Path, ...]:
     """Where libraries lie: in the package, or in the user's cache where that is read-only."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return _PACKAGE / "built", cache / "muster" / "native"
+    package, cache = _PACKAGE / "built", os.environ.get("XDG_CACHE_HOME")
+    try:
+        return package, (Path(cache) if cache else Path.home() / ".cache") / "muster" / "native"
+    except RuntimeError:  # nobody's home
+        return (package,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +62,19 @@ class Build:
         return None
 
     def make(self) -> Path:
-        """The library, built now where it was not. BuildError where there is no compiler or it fails."""
+        """The library, built now where it was not. BuildError where that fails, whatever it is that does."""
+        try:
+            return self._make()
+        except OSError as error:
+            raise BuildError(f"{error.filename or 'the library'}: {error.strerror or error}") from error
+
+    def _make(self) -> Path:
         found = self.find()
         if found is not None:
             return found
         compiler = _compiler()
         if compiler is None:
-            names = ", ".join(_COMPILERS)
-            raise BuildError(f"no C++ compiler: none of {names} is in PATH; install one (Debian: g++) or set CXX")
+            raise BuildError(f"no C++ compiler: {_missing()}; install one (GCC 12 or newer; Debian: g++) or set CXX")
         folder = self._writable_folder()
         target = folder / f"{self._key()}-{_version_hash(compiler)}.so"
         with _locked(target.with_suffix(".lock")):
@@ -73,15 +82,17 @@ class Build:
                 self._compile(compiler, target)
         return target
 
-    def _compile(self, compiler: str, target: Path) -> None:
+    def _compile(self, compiler: Sequence[str], target: Path) -> None:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix="building-") as scratch:
             built = Path(scratch) / "library.so"
             sources = [str(path) for path in self._files() if path.suffix == ".cpp"]
-            command = [compiler, *self._flags(), *sources, "-o", str(built)]
+            command = [*compiler, *self._flags(), *sources, "-o", str(built)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 said = "\n".join(done.stderr.splitlines()[:20])
-                raise BuildError(f"{compiler} failed with exit status {done.returncode}:\n{said}")
+                name = " ".join(compiler)
+                asked = "(asked for are x86-64 with AVX2, and GCC 12 or newer or Clang)"
+                raise BuildError(f"{name} failed with exit status {done.returncode}:\n{said}\n{asked}")
             built.rename(target)
 
     def _flags(self) -> Sequence[str]:
@@ -111,14 +122,24 @@ class Build:
         return digest.hexdigest()[:20]
 
 
-def _compiler() -> str | None:
+def _compiler() -> Sequence[str] | None:
+    """The command that compiles: what CXX says, which may be several words, else the first that there is."""
+    asked = shlex.split(os.environ.get("CXX", ""))
+    for program, *words in [asked] if asked else [[name] for name in _COMPILERS]:
+        found = shutil.which(program)
+        if found:
+            return (found, *words)
+    return None
+
+
+def _missing() -> str:
     asked = os.environ.get("CXX")
-    return next((found for name in ([asked] if asked else _COMPILERS) if (found := shutil.which(name))), None)
+    return f"CXX is {asked}, which is not in PATH" if asked else f"none of {', '.join(_COMPILERS)} is in PATH"
 
 
-def _version_hash(compiler: str) -> str:
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    return hashlib.sha256(compiler.encode() + version).hexdigest()[:12]
+def _version_hash(compiler: Sequence[str]) -> str:
+    version = subprocess.run([*compiler, "--version"], capture_output=True, check=False).stdout
+    return hashlib.sha256(" ".join(compiler).encode() + version).hexdigest()[:12]
 
 
 def _processor() -> str:

@@ -50,13 +50,15 @@ class Team:
 class RankCores:
     """Of one rank: its threads, and the nodes and cores that it is kept to, none where it may be anywhere.
 
-    It `spins` where every rank that it may wait for can run meanwhile.
+    It `spins` where every rank that it may wait for can run meanwhile. `machine_cores` are those that all ranks of the
+    machine share, 0 where nobody has said.
     """
 
     num_threads: int = 1
     nodes: tuple[int, ...] = ()
     cores: tuple[int, ...] = ()
     spins: bool = False
+    machine_cores: int = 0
 
 
 def deal_cores(machine: Machine, teams: Sequence[Team]) -> tuple[tuple[RankCores, ...], ...]:
@@ -91,6 +93,7 @@ def _deal(machine: Machine, team: Team, *, share: int, taken: list[int]) -> Iter
             nodes=tuple(node.index for node in nodes),
             cores=tuple(core for node in nodes for core in node.cores),
             spins=spins,
+            machine_cores=machine.num_cores,
         )
 
 

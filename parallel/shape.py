@@ -49,7 +49,9 @@ class ExpertSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The ranks of a replica that differ in one axis only: `ranks` are global ranks, ascending."""
+    """The ranks of a replica that differ in one axis only, or in those that it is the product of: `ranks` are global
+    ranks, ascending.
+    """
 
     axis: str
     ranks: tuple[int, ...]

@@ -184,6 +184,8 @@ def _rank_assignment(
         global_rank=global_rank,
         device=device,
         groups=[control_pb2.Group(ranks=ranks) for ranks in shape.creation_order_of(global_rank)],
-        cores=control_pb2.Cores(num_threads=cores.num_threads, cores=cores.cores, spins=cores.spins),
+        cores=control_pb2.Cores(
+            num_threads=cores.num_threads, cores=cores.cores, spins=cores.spins, machine_cores=cores.machine_cores
+        ),
         **{name: value for name, value in values.items() if value is not None},
     )

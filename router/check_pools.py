@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from parallel.admission import WARM_UP_NEW_TOKENS, WARM_UP_PROMPT_TOKENS, pages_needed
 from parallel.cores import check_threads
 from parallel.exchange_memory import RING_BLOCKS
+from parallel.kernels import check_kernels
 from parallel.models.description import ModelDescription
 from parallel.process.cores import available_cores
 from parallel.sharding import check_heads, experts_of
-from router.config import LOCAL, Config, PoolConfig
+from router.config import LOCAL, Config, EngineConfig, PoolConfig
 from router.config_loading import did_you_mean
 from router.config_source import ConfigSource
 from router.problem import KeyPath, Problem
@@ -134,10 +135,20 @@ class PoolCheck:
             except ValueError as error:
                 yield self.source.problem(self._blame("threads"), **_parts(error))
         if self.description is not None and hosts:
-            try:
-                engine_settings(engine, device=hosts[0].device, description=self.description)
-            except ValueError as error:
-                yield self.source.problem(self._blame("dtype"), **_parts(error))
+            yield from self._kernels(engine, device=hosts[0].device, description=self.description)
+
+    def _kernels(self, engine: EngineConfig, *, device: str, description: ModelDescription) -> Iterator[Problem]:
+        """The dtype, and the kernels that are to compute in it."""
+        try:
+            settings = engine_settings(engine, device=device, description=description)
+        except ValueError as error:
+            yield self.source.problem(self._blame("dtype"), **_parts(error))
+            return
+        try:
+            check_kernels(settings, device=device)
+        except ValueError as error:
+            key = str(error).partition(" is ")[0]
+            yield self.source.problem(self._blame(key), **_parts(error))
 
     def _blame(self, *keys: str) -> KeyPath:
         """The first of `keys` that the file writes, in the pool's own engine before the file's."""

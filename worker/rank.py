@@ -115,7 +115,9 @@ class RankProcess:
         """Closes what is there, then builds what the order asks for, if anything."""
         self._order = order.number
         self._end_epoch()
-        if order.assign is not None:
+        # One that another has replaced meanwhile is not carried out: what it names on the host may be gone by now, or
+        # be another's.
+        if order.assign is not None and not self._is_replaced(order.number):
             self._assign(order.assign)
 
     def _end_epoch(self) -> None:

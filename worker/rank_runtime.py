@@ -267,13 +267,15 @@ class RankRuntime:
     def _pipeline_choice(self, description: ModelDescription) -> PipelineChoice:
         """That of the leader, from what its own host holds of the replica."""
         is_cpu, num_ranks = self._device.type == "cpu", len(self._assignment.ranks)
+        own = next(given for given in self._assignment.ranks if given.global_rank == self._coordinates.global_rank)
         return choose_pipeline(
             self._settings.pipeline,
             stages=stage_costs(description, shape=self._shape, settings=self._settings),
             stage_size=self._shape.stage_size,
             host=Host(
                 speed=DEVICES[self._device.type],
-                units=available_cores() if is_cpu else num_ranks,
+                # Not what this process may use: it may be kept to one node, and the replica's ranks are on all.
+                units=(own.cores.machine_cores or available_cores()) if is_cpu else num_ranks,
                 units_per_rank=torch.get_num_threads() if is_cpu else 1,
                 num_ranks=num_ranks,
             ),

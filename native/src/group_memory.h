@@ -1,7 +1,7 @@
 // What lies where in the memory that the ranks of a group share. It begins as zeros.
 //
 //   members    [rank]                    what each rank says to all
-//   pipes      [channel][from][to]       a Pipe and an Entry for each slot that it may hold
+//   pipes      [channel][from][to]       a Pipe and a PipeEntry for each slot that it may hold
 //   outboxes   [rank][2]                 an Outbox and its bytes
 //   slots      [rank][num_slots]         pieces of messages that the rank has sent
 #pragma once
@@ -41,7 +41,7 @@ struct Pipe {
   alignas(kLine) std::atomic<uint64_t> received;
 };
 
-struct Entry {
+struct PipeEntry {
   int64_t slot;           // of the sender's
   int64_t message_bytes;  // of the whole message
 };
@@ -55,8 +55,8 @@ class GroupMemory {
   Pipe& pipe(int64_t channel, int64_t from, int64_t to) const {
     return *reinterpret_cast<Pipe*>(base_ + pipes_at() + ((channel * shape_.size + from) * shape_.size + to) * pipe_bytes());
   }
-  Entry& entry(Pipe& pipe, uint64_t piece) const {
-    return reinterpret_cast<Entry*>(&pipe + 1)[piece % static_cast<uint64_t>(shape_.num_slots)];
+  PipeEntry& entry(Pipe& pipe, uint64_t piece) const {
+    return reinterpret_cast<PipeEntry*>(&pipe + 1)[piece % static_cast<uint64_t>(shape_.num_slots)];
   }
   Outbox& outbox(int64_t rank, uint64_t round) const {
     return *reinterpret_cast<Outbox*>(base_ + outboxes_at() + (rank * 2 + static_cast<int64_t>(round & 1)) * outbox_stride());
@@ -69,7 +69,7 @@ class GroupMemory {
 
  private:
   int64_t pipe_bytes() const {
-    const int64_t entries = shape_.num_slots * static_cast<int64_t>(sizeof(Entry));
+    const int64_t entries = shape_.num_slots * static_cast<int64_t>(sizeof(PipeEntry));
     return static_cast<int64_t>(sizeof(Pipe)) + (entries + kLine - 1) / kLine * kLine;
   }
   int64_t outbox_stride() const { return static_cast<int64_t>(sizeof(Outbox)) + shape_.outbox_bytes; }

@@ -61,7 +61,7 @@ class Messages {
       const auto is_there = [&] { return pipe.sent.load() > piece; };
       const int64_t end = peers_.wait(is_there, [=](int64_t rank) { return rank == from; }, [this] { help(); });
       if (end != kDone) return end;
-      const Entry entry = memory.entry(pipe, piece);
+      const PipeEntry entry = memory.entry(pipe, piece);
       if (entry.message_bytes != bytes) return ended(kUnequal, from);
       std::memcpy(out + at, memory.slot(from, entry.slot), std::min(memory.shape().slot_bytes, bytes - at));
       pipe.received.store(piece + 1);

@@ -74,9 +74,11 @@ class SimulatedRanks:
             {plan.padded_draws for plan in plans},
         )
         assert padded_rows == -(-most // self._shape.attention.tp)
-        draws = [sum(chunk.is_drawn for chunk in part) for part in chunks]
-        assert padded_draws <= min(max(draws), padded_rows)
-        assert padded_draws * self._shape.attention.cp * self._shape.attention.tp >= max(draws)
+        # Of a cp rank those of its decoding rows are known here; prompts that end add some.
+        decoding = max(max(tables.decode_rows) for tables in self.tables)
+        draws = max(sum(chunk.is_drawn for chunk in part) for part in chunks)
+        assert min(decoding, padded_rows) <= padded_draws <= min(draws, padded_rows)
+        assert padded_draws > 0 or draws == 0
         self._chunks[step_id] = chunks
         for ranks in self._unanswered:
             ranks.append(step_id)

@@ -82,6 +82,29 @@ def test_the_command_warns_without_a_compiler_and_says_where_the_library_is_with
     program = "import sys, native.build as b; b._processor = lambda: 'another'; b.main()"
     done = subprocess.run([sys.executable, "-c", program], env=nothing, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr.startswith("warning: no native kernels, torch's are used instead: no C++ compiler: none of ")
+    assert done.stderr.startswith(
+        "warning: no native kernels, torch's are used instead: no C++ compiler: CXX is no-such-compiler"
+    )
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert Path(found.stdout.strip()) == Build().find()
+
+
+def test_a_compiler_of_several_words_is_one_and_one_that_is_not_there_is_named(
+    build: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CXX", "env -i PATH=/usr/bin g++ -O0")
+    assert build.make().exists()
+    monkeypatch.setenv("CXX", "no-such-compiler -O0")
+    (build.sources / "one.cpp").write_text(SOURCE + "// changed\n")
+    with pytest.raises(BuildError, match="CXX is no-such-compiler -O0, which is not in PATH"):
+        build.make()
+
+
+def test_a_folder_that_cannot_be_used_after_all_is_a_sentence(build: Build) -> None:
+    build.folders[0].mkdir()
+    name = f"{build.make().stem}.lock"
+    build.make().unlink()
+    (build.folders[0] / name).unlink()
+    (build.folders[0] / name).mkdir()
+    with pytest.raises(BuildError, match=rf"{name}: Is a directory"):
+        build.make()

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from native.build import AVX2, NATIVE, Build
 from native.library import Activation, Expert, Experts, NativeLibrary, Stored
 from tests.native.test_products import DTYPES, activated, address, as_read, as_stored, numbers
 
@@ -92,11 +91,6 @@ class Layer:
 def as_messages(x: Floats, slots: npt.NDArray[np.int64], shares: Floats) -> Floats:
     """Rows as a gate leaves them."""
     return np.concatenate([x, slots.astype(np.int32).view(np.float32), shares], axis=1)
-
-
-@pytest.fixture(scope="module", params=[NATIVE, AVX2])
-def library(request: pytest.FixtureRequest) -> NativeLibrary:
-    return NativeLibrary(Build(march=request.param).make())
 
 
 @pytest.mark.parametrize("stored", Stored)

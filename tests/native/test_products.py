@@ -2,14 +2,12 @@
 
 import ctypes
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from native.build import AVX2, NATIVE, Build
 from native.library import Activation, NativeLibrary, Product, Stored
 
 Floats = npt.NDArray[np.float32]
@@ -21,16 +19,6 @@ SIZES = [
     for rows in (0, 1, 2, 5, 6, 7, 12, 13, 49, 97, 200)
     for out, size in ((1, 1), (3, 7), (16, 5), (17, 64), (33, 40), (64, 3), (95, 130))
 ]
-
-
-@pytest.fixture(scope="module", params=[NATIVE, AVX2])
-def library(request: pytest.FixtureRequest) -> NativeLibrary:
-    flags = Path("/proc/cpuinfo").read_text()
-    if request.param == AVX2 and " avx2 " not in flags:
-        pytest.skip("this processor has no AVX2")
-    found = NativeLibrary(Build(march=request.param).make())
-    assert found.lanes() == (16 if request.param == NATIVE and " avx512f " in flags else 8)
-    return found
 
 
 #: How each kind of weight looks to numpy: of bfloat16, which it does not know, the bits.

@@ -133,3 +133,9 @@ def test_more_threads_than_cores_are_refused_with_the_number_of_cores() -> None:
     check_threads(4, num_cores=4)
     with pytest.raises(ValueError, match="threads 5 are more than the 4 cores there: write 4 or fewer"):
         check_threads(5, num_cores=4)
+
+
+def test_a_rank_that_is_kept_to_a_node_knows_how_many_cores_the_machine_has() -> None:
+    ((first, last),) = dealt(machine(8, 8), 2)
+    assert (len(first.cores), len(last.cores)) == (8, 8)
+    assert first.machine_cores == last.machine_cores == 16

@@ -58,6 +58,18 @@ BROKEN: dict[str, tuple[str, str, int, list[str]]] = {
         7,
         ["exchange_tokens = 40", "less than three pages of 16", "write exchange_tokens: 48 or more"],
     ),
+    "native kernels for another dtype": (
+        "pools:",
+        "engine: {kernels: native, dtype: bfloat16}\npools:",
+        7,
+        ["kernels = native", "kernels is native, but the dtype is bfloat16: they compute in float32", "write auto"],
+    ),
+    "native attention among torch's kernels": (
+        "pools:",
+        "engine: {kernels: torch, attention_kernel: native}\npools:",
+        7,
+        ["attention_kernel = native", "kernels is torch, which loads none of them", "write auto"],
+    ),
     "no ep fits": (
         "{cp: 2}}",
         "{cp: 2}, experts: {moe_dp: 3}}",

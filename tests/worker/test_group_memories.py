@@ -1,5 +1,6 @@
 """Memory for groups on the launcher's side: which groups get some, who can open it, and its end."""
 
+import logging
 import os
 import resource
 import subprocess
@@ -17,6 +18,7 @@ from parallel.shape import AttentionSizes, ReplicaShape
 from parallel.topology import HostSpec, PoolSpec, plan_topology
 from parallel.wire import assign_request
 from proto import control_pb2
+from worker.launcher import group_memories
 from worker.launcher.group_memories import GroupMemories, find_local_groups
 
 SHAPE = ReplicaShape(pp=2, attention=AttentionSizes(cp=2, tp=2), experts=None)
@@ -87,6 +89,19 @@ def test_groups_whose_ranks_one_launcher_holds_share_memory_and_others_do_not() 
         [(0, 1), (0, 2)],
         [(3, 7), (4, 5), (4, 5, 6, 7), (4, 6), (5, 7), (6, 7)],
     ]
+
+
+def test_ranks_that_could_not_load_the_library_are_given_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = Build(folders=(tmp_path,))
+    broken.make().write_text("no library")
+    monkeypatch.setattr(group_memories, "Build", lambda: broken)
+    (request,) = requests(8)
+    with caplog.at_level(logging.WARNING):
+        assert GroupMemories(request).of_rank(0) == []
+    (record,) = caplog.records
+    assert record.getMessage().startswith("no memory for the groups of unified/0, they use gloo: ")
 
 
 def test_a_rank_gets_the_memory_of_its_own_groups_and_another_process_can_open_it() -> None:

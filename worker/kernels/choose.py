@@ -6,6 +6,7 @@ import torch
 
 from native.build import Build
 from native.library import NativeLibrary
+from parallel.kernels import why_not_native
 from worker.kernels.interface import Kernels
 from worker.kernels.native_kernels import NativeKernels
 from worker.kernels.torch_kernels import TorchKernels
@@ -23,7 +24,7 @@ def choose_library(
     """
     if asked == "torch":
         return None
-    reason = _why_not(device=device, dtype=dtype)
+    reason = why_not_native(device=device.type, dtype=dtype)
     library = loaded if reason is None else None
     if reason is None and library is None:
         library, reason = _load()
@@ -47,15 +48,6 @@ def load_library() -> NativeLibrary:
 def make_kernels(library: NativeLibrary | None) -> Kernels:
     """Native kernels where there is a library, else torch's."""
     return TorchKernels() if library is None else NativeKernels(library)
-
-
-def _why_not(*, device: torch.device, dtype: str) -> str | None:
-    """What stands against native kernels, as the end of a sentence."""
-    if device.type != "cpu":
-        return f"the device is {device.type}: they are for cpu"
-    if dtype != "float32":
-        return f"the dtype is {dtype}: they compute in float32"
-    return None
 
 
 def _load() -> tuple[NativeLibrary | None, str | None]:

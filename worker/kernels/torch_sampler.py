@@ -18,8 +18,9 @@ _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 def are_finite(logits_SV: torch.Tensor) -> torch.Tensor:
     """bool [S]: whether a row of logits [S, V] holds neither NaN nor infinity."""
-    # One pass, a tenth of what a search for the least and the largest takes. Infinities of both signs add up to NaN.
-    return torch.isfinite(logits_SV.sum(dim=-1))
+    # One pass, a tenth of what a search for the least and the largest takes. Infinities of both signs add up to NaN; in
+    # float64 no sum of numbers is infinite.
+    return torch.isfinite(logits_SV.sum(dim=-1, dtype=torch.float64))
 
 
 def draw_tokens(logits_SV: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:

@@ -7,6 +7,7 @@ import logging
 import os
 
 from native.build import Build
+from native.library import NativeLibrary
 from parallel.group_memory import GroupMemoryShape, allocate_group_memory, local_groups
 from proto import control_pb2
 from worker.launcher.native_build import may_load_native
@@ -51,4 +52,11 @@ class GroupMemories:
 
 def _can_share(request: control_pb2.AssignRequest) -> bool:
     """On a GPU nothing is shared through the host's memory, and without the library nobody could."""
-    return may_load_native(request) and Build().find() is not None
+    if not may_load_native(request):
+        return False
+    path = Build().find()
+    try:
+        return path is not None and NativeLibrary(path).lanes() > 0
+    except OSError as error:  # built, but in a folder that nothing may run from, say: ranks find the same
+        logger.warning("no memory for the groups of %s, they use gloo: %s", request.replica, error)
+        return False
