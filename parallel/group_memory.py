@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from parallel.link import Link
+from parallel.shape import MESSAGE_AXES, ReplicaShape
 
 _LINE = 128
 _CHANNELS = 3
@@ -17,13 +18,14 @@ MAX_RANKS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class GroupMemoryShape:
-    """The memory of a group of `size` ranks.
+    """The memory of a group of `size` ranks, for collectives and, where it `has_messages`, for those of two ranks.
 
     A collective goes in rounds of `outbox_bytes` a rank; each rank has two outboxes. A message between two ranks goes
     in pieces of `slot_bytes`; each rank has `num_slots` of them under way. ValueError where a size cannot be.
     """
 
     size: int
+    has_messages: bool = True
     outbox_bytes: int = 512 << 10
     slot_bytes: int = 128 << 10
 
@@ -41,6 +43,8 @@ class GroupMemoryShape:
     @property
     def num_slots(self) -> int:
         """One for each kind of message to each other rank, and as many as may be under way before a send waits."""
+        if not self.has_messages:
+            return 0
         return _CHANNELS * (self.size - 1) + max_sends(self.size)
 
     @property
@@ -51,6 +55,12 @@ class GroupMemoryShape:
         outbox = _rounded(8 * (MAX_RANKS + 1)) + self.outbox_bytes
         pipes = _CHANNELS * self.size**2 * pipe
         return members + pipes + self.size * (2 * outbox + self.num_slots * self.slot_bytes)
+
+
+def memory_shape(ranks: tuple[int, ...], *, shape: ReplicaShape) -> GroupMemoryShape:
+    """That of a set of a replica's ranks. Messages grow with the square of its size, and few axes have any."""
+    has_messages = any(shape.group_of(ranks[0], axis).ranks == ranks for axis in MESSAGE_AXES)
+    return GroupMemoryShape(size=len(ranks), has_messages=has_messages)
 
 
 def max_sends(size: int) -> int:

@@ -17,6 +17,8 @@ from parallel.mesh import Mesh, divisors
 ATTENTION_AXES = ("attn_dp", "attn_cp", "attn_tp")
 EXPERT_AXES = ("moe_dp", "moe_ep", "moe_tp")
 OUTPUT_AXIS = "output"
+#: Along these, one rank sends to another what the others do not get.
+MESSAGE_AXES = ("pp", "attn_cp")
 
 
 @dataclass(frozen=True, kw_only=True)

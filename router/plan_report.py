@@ -12,7 +12,7 @@ from functools import cached_property
 from parallel.admission import longest_sequence
 from parallel.crossing import Crossing, find_crossings
 from parallel.exchange_memory import exchange_bytes
-from parallel.group_memory import GroupMemoryShape, local_groups, may_share
+from parallel.group_memory import local_groups, may_share, memory_shape
 from parallel.model_share import ModelShare
 from parallel.models.description import ModelDescription
 from parallel.settings import EngineSettings
@@ -294,5 +294,5 @@ def _group_bytes(replica: ReplicaPlan, *, topology: Topology) -> int:
         return 0
     groups = (group.ranks for axis in replica.shape.axes for group in replica.shape.groups(axis))
     hosts = {rank: place.host for rank, place in enumerate(replica.placements) if place.host in cpus}
-    sizes = Counter(len(ranks) for ranks in local_groups(groups, hosts=hosts))
-    return sum(count * GroupMemoryShape(size=size).num_bytes for size, count in sizes.items())
+    memories = Counter(memory_shape(ranks, shape=replica.shape) for ranks in local_groups(groups, hosts=hosts))
+    return sum(count * memory.num_bytes for memory, count in memories.items())

@@ -17,11 +17,11 @@ from parallel.collectives.communicator import Channel, CollectiveClock, Communic
 from parallel.collectives.gloo import GlooCommunicator
 from parallel.collectives.nccl import NcclCommunicator
 from parallel.collectives.shared_memory import SharedMemoryCommunicator, WaitLimits
-from parallel.group_memory import GroupMemoryShape
-from parallel.shape import ReplicaShape
+from parallel.group_memory import GroupMemoryShape, memory_shape
+from parallel.shape import MESSAGE_AXES, ReplicaShape
 
-#: What travels point to point along an axis.
-_CHANNELS = {"pp": (Channel.HIDDEN, Channel.TOKENS), "attn_cp": (Channel.KV,)}
+#: What travels point to point along each of MESSAGE_AXES.
+_CHANNELS = dict(zip(MESSAGE_AXES, ((Channel.HIDDEN, Channel.TOKENS), (Channel.KV,)), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def build_groups(
             channels = [channel for axis in axes for channel in _CHANNELS.get(axis, ())]
             communicator: Communicator = builder.nccl(channels)
         elif memories is not None and ranks in memories.paths:
-            communicator = builder.shared_memory(clock, memories=memories)
+            communicator = builder.shared_memory(clock, memories=memories, shape=memory_shape(ranks, shape=shape))
         else:
             communicator = builder.gloo(clock)
         by_axis |= dict.fromkeys(axes, communicator)
@@ -117,12 +117,14 @@ class _Builder:
         self._bound(group)
         return GlooCommunicator(group, size=len(self.ranks), index=self.index, clock=clock)
 
-    def shared_memory(self, clock: CollectiveClock, *, memories: GroupMemories) -> SharedMemoryCommunicator:
+    def shared_memory(
+        self, clock: CollectiveClock, *, memories: GroupMemories, shape: GroupMemoryShape
+    ) -> SharedMemoryCommunicator:
         """Returns when all others have joined."""
         rendezvous = self.rendezvous
         return SharedMemoryCommunicator(
             memories.paths[self.ranks],
-            shape=GroupMemoryShape(size=len(self.ranks)),
+            shape=shape,
             index=self.index,
             library=memories.library,
             limits=WaitLimits(

@@ -76,6 +76,7 @@ class SharedMemoryCommunicator:
         self._calls = library.group
         self._clock = clock
         self._shifts: deque[_Shift] = deque()
+        self._has_messages = shape.has_messages
         self.size = shape.size
         self.index = index
         self._member: _Member | None = _Member(memory, shape=shape, index=index, library=library, limits=limits)
@@ -166,6 +167,7 @@ class SharedMemoryCommunicator:
         shift.is_done = True
 
     def _send(self, x: torch.Tensor, *, to: int, channel: Channel) -> None:
+        assert self._has_messages, "nothing is sent along the axes of this group: its memory has no room for it"
         member = self._present
         sent = member.hold(x.contiguous(), to=to)
         address, num_bytes = sent.x.data_ptr(), sent.x.nbytes

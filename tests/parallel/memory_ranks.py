@@ -78,7 +78,7 @@ class Ranks:
 
 
 @contextmanager
-def seats(size: int, *, timeout_s: float = 60, spins: bool = False, **sizes: int) -> Iterator[list[Seat]]:
+def seats(size: int, *, timeout_s: float = 60, spins: bool = False, **sizes: Any) -> Iterator[list[Seat]]:
     """Memory for a group, and the seats of its ranks."""
     Build().make()
     shape = GroupMemoryShape(size=size, **sizes)

@@ -73,9 +73,10 @@ def test_memory_is_counted_for_groups_that_a_host_holds_whole_once_for_each_set_
         )
         return plan_report(plan_topology(model="m", hosts=hosts, pools=[pool]), description=MOE).pools[0].group_bytes
 
-    of_two, of_four = (GroupMemoryShape(size=size).num_bytes for size in (2, 4))
-    stage = 4 * of_two + of_four  # two pairs each of dp and of tp; ep and the block are one set
-    assert group_bytes(16) == 2 * (2 * stage + 4 * of_two)  # and four pairs of pp
+    of_two, of_four = (GroupMemoryShape(size=size, has_messages=False).num_bytes for size in (2, 4))
+    stage = 4 * of_two + of_four  # two pairs each of dp and of tp; ep, the block and the output are one set
+    of_stages = GroupMemoryShape(size=2).num_bytes
+    assert group_bytes(16) == 2 * (2 * stage + 4 * of_stages)  # and four pairs of pp, which send
     assert group_bytes(4, 4, 4, 4) == 4 * stage
     assert group_bytes(16, kind="cuda") == group_bytes(16, kernels="torch") == 0
 

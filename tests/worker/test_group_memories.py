@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from native.build import Build
-from parallel.group_memory import GroupMemoryShape, link_of
+from parallel.group_memory import link_of, memory_shape
 from parallel.link import Link
 from parallel.settings import EngineSettings
 from parallel.shape import AttentionSizes, ReplicaShape
@@ -114,7 +114,8 @@ def test_a_rank_gets_the_memory_of_its_own_groups_and_another_process_can_open_i
         for group in groups:
             command = [sys.executable, "-c", program, group.path]
             said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
-            assert said == f"{GroupMemoryShape(size=2).num_bytes} {bytes(1)!r}\n"
+            num_bytes = memory_shape(tuple(group.ranks), shape=SHAPE).num_bytes
+            assert said == f"{num_bytes} {bytes(1)!r}\n"
     finally:
         memories.close()
 

@@ -8,7 +8,8 @@ import os
 
 from native.build import Build
 from native.library import NativeLibrary
-from parallel.group_memory import GroupMemoryShape, allocate_group_memory, local_groups
+from parallel.group_memory import allocate_group_memory, local_groups, memory_shape
+from parallel.wire import shape_from_wire
 from proto import control_pb2
 from worker.launcher.native_build import may_load_native
 
@@ -30,8 +31,9 @@ class GroupMemories:
         if not _can_share(request):
             return
         try:
+            shape = shape_from_wire(request.sizes)
             for ranks in find_local_groups(request):
-                self._descriptors[ranks] = allocate_group_memory(GroupMemoryShape(size=len(ranks)))
+                self._descriptors[ranks] = allocate_group_memory(memory_shape(ranks, shape=shape))
         except OSError as error:
             logger.warning("no memory for the groups of %s, they use gloo: %s", request.replica, error.strerror)
             self.close()
