@@ -26,7 +26,9 @@ class GroupMemories:
     """The memories of one epoch of a replica; none where its ranks use other groups."""
 
     def __init__(self, request: control_pb2.AssignRequest) -> None:
-        """A failure is a warning: without memory the ranks meet over gloo."""
+        """Without memory the ranks meet over gloo: where there is none it is a warning. ValueError where the sizes of
+        `request` are no shape.
+        """
         self._descriptors: dict[tuple[int, ...], int] = {}
         if not _can_share(request):
             return

@@ -71,7 +71,11 @@ class HostRanks:
                 f"epoch {request.epoch} of {request.replica} is stale: this host has epoch {known.epoch}",
                 status="FAILED_PRECONDITION",
             )
-        replica = _Replica(epoch=request.epoch, memories=GroupMemories(request))
+        try:
+            memories = GroupMemories(request)
+        except ValueError as error:  # sizes that are no shape
+            raise AssignmentError(str(error), status="FAILED_PRECONDITION") from error
+        replica = _Replica(epoch=request.epoch, memories=memories)
         self._replicas[request.replica] = replica
         self._unassign_others(request)
         for given in request.ranks:
