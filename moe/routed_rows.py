@@ -44,11 +44,6 @@ class RoutedRows:
     packed: torch.Tensor
     form: RowFormat
 
-    @property
-    def num_rows(self) -> int:
-        """N."""
-        return self.packed.shape[0]
-
     @cached_property
     def x(self) -> torch.Tensor:
         """[N, H]."""

@@ -168,13 +168,18 @@ class ReplicaShape:
     @property
     def axes(self) -> tuple[str, ...]:
         """Every axis that has groups, in the order in which groups are created."""
-        output = (OUTPUT_AXIS,) if self.output_axis == OUTPUT_AXIS else ()
+        output = (OUTPUT_AXIS,) if self.output_sharing > 1 else ()
         return ("pp", *ATTENTION_AXES, *((*EXPERT_AXES, "block") if self.experts else ()), *output)
+
+    @property
+    def output_sharing(self) -> int:
+        """How many tp groups a part of the output meets the rows of: 1 where each has an output of its own."""
+        return self.stage_size // self.attention.tp if self.shares_output else 1
 
     @property
     def output_axis(self) -> str:
         """The axis over which the output's vocabulary is split."""
-        return OUTPUT_AXIS if self.shares_output and self.stage_size > self.attention.tp else "attn_tp"
+        return OUTPUT_AXIS if self.output_sharing > 1 else "attn_tp"
 
     def group_of(self, global_rank: int, axis: str) -> Group:
         """The group of `global_rank` along `axis`, one of `axes`. Only pp's groups cross stages.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from parallel.model_share import ModelShare, TensorSlice
 from parallel.models.description import ModelDescription, Part, Split
 from parallel.settings import EngineSettings
-from parallel.shape import OUTPUT_AXIS, ReplicaShape
+from parallel.shape import ReplicaShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +94,7 @@ def _row_flops(part: TensorSlice, share: ModelShare) -> int:
     if len(part.intervals) < 2:
         return 0
     is_output = any(split is Split.OUTPUT_VOCABULARY for _, split in part.spec.splits)
-    shape = share.shape
-    sharing = shape.stage_size // shape.attention.tp if is_output and shape.output_axis == OUTPUT_AXIS else 1
-    return 2 * part.num_elements * sharing
+    return 2 * part.num_elements * (share.shape.output_sharing if is_output else 1)
 
 
 def _cache_costs(share: ModelShare, settings: EngineSettings) -> Iterator[CacheCost]:

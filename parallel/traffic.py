@@ -64,7 +64,7 @@ class StepTraffic:
             yield self._tensor()
         if self._block_size > 1:
             yield self._experts()
-        if self._is_last and self.shape.output_axis == OUTPUT_AXIS:
+        if self._is_last and self.shape.output_sharing > 1:
             yield self._output()
 
     @property
@@ -133,7 +133,7 @@ class StepTraffic:
         sent = 2 * blocks * self._row_bytes
         if self.pp_rank == 0:
             sent += self._row_bytes
-        if self._is_last and self.shape.output_axis == "attn_tp":
+        if self._is_last and self.shape.output_sharing == 1:
             sent += self._draws * self._draw_bytes(tp)
         what = "rows gathered and scattered around each block"
         return AxisTraffic(axis="attn_tp", size=tp, sent_bytes=(tp - 1) * sent, what=what)

@@ -73,6 +73,7 @@ class RankRuntime:
         self._shape = shape_from_wire(assignment.sizes)
         self._settings = settings_from_wire(assignment.engine)
         self._coordinates = check_assignment(self._shape, given)
+        self._machine_cores = given.cores.machine_cores
         self._device = torch_device(assignment.device_kind, index=given.device)
         self._clock = CollectiveClock()
         self._is_closed = False
@@ -267,7 +268,6 @@ class RankRuntime:
     def _pipeline_choice(self, description: ModelDescription) -> PipelineChoice:
         """That of the leader, from what its own host holds of the replica."""
         is_cpu, num_ranks = self._device.type == "cpu", len(self._assignment.ranks)
-        own = next(given for given in self._assignment.ranks if given.global_rank == self._coordinates.global_rank)
         return choose_pipeline(
             self._settings.pipeline,
             stages=stage_costs(description, shape=self._shape, settings=self._settings),
@@ -275,7 +275,7 @@ class RankRuntime:
             host=Host(
                 speed=DEVICES[self._device.type],
                 # Not what this process may use: it may be kept to one node, and the replica's ranks are on all.
-                units=(own.cores.machine_cores or available_cores()) if is_cpu else num_ranks,
+                units=(self._machine_cores or available_cores()) if is_cpu else num_ranks,
                 units_per_rank=torch.get_num_threads() if is_cpu else 1,
                 num_ranks=num_ranks,
             ),

@@ -50,7 +50,7 @@ class Parts:
     @property
     def shares_output(self) -> bool:
         """Whether the ranks of a stage multiply each other's rows with the output."""
-        return self._share.shape.output_axis != "attn_tp"
+        return self._share.shape.output_sharing > 1
 
     def has(self, name: str) -> bool:
         """Whether the model has the tensor `name`: what a config may switch off, its forward asks for."""

@@ -24,9 +24,8 @@ class EnteringRows:
 
     def __call__(self, x_LH: torch.Tensor) -> torch.Tensor:
         """Collective over tp: x [L, H] to [T, H], T = tp · L rows."""
-        if self._tp.size == 1:
-            return x_LH if self._norm is None else self._norm(x_LH)
-        return gather_rows(self._tp, x_LH if self._norm is None else self._norm(x_LH))
+        rows = x_LH if self._norm is None else self._norm(x_LH)
+        return rows if self._tp.size == 1 else gather_rows(self._tp, rows)
 
 
 class LeavingRows:

@@ -43,6 +43,15 @@ class HeadWeights:
     num_kv_heads: int
     head_dim: int
 
+    @property
+    def norm_of_heads(self) -> tuple[torch.Tensor | None, float]:
+        """The norms as one weight [Hq + Hkv, D], None where there are none, and their epsilon."""
+        if self.head_norms is None:
+            return None, 0.0
+        query, key = self.head_norms
+        weights = [query.weight.expand(self.num_heads, -1), key.weight.expand(self.num_kv_heads, -1)]
+        return torch.cat(weights), query.eps
+
 
 class Heads(Protocol):
     """The heads of rows."""

@@ -17,11 +17,8 @@ class NativeHeads:
         self._packed = packed
         self._sizes = (weights.num_heads, weights.num_kv_heads, weights.num_kv_heads)
         self._shape = (sum(self._sizes), weights.head_dim)
-        self._norms, eps = None, 0.0
-        if weights.head_norms is not None:
-            query, key = weights.head_norms
-            each = [query.weight.expand(weights.num_heads, -1), key.weight.expand(weights.num_kv_heads, -1)]
-            self._norms, eps = as_vector(torch.cat(each)), query.eps
+        norms, eps = weights.norm_of_heads
+        self._norms = as_vector(norms)
         rotated = weights.num_heads + weights.num_kv_heads
         self._heads = Heads(packed.product, address(self._norms), self._shape[0], rotated, weights.head_dim, eps)
         self._address = ctypes.addressof(self._heads)

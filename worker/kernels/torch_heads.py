@@ -14,11 +14,7 @@ class TorchHeads:
         self._product = product
         self._sizes = (weights.num_heads, weights.num_kv_heads, weights.num_kv_heads)
         self._head_dim = weights.head_dim
-        self._head_norms = None
-        if weights.head_norms is not None:
-            query, key = weights.head_norms
-            each = [query.weight.expand(weights.num_heads, -1), key.weight.expand(weights.num_kv_heads, -1)]
-            self._head_norms = (torch.cat(each), query.eps)
+        self._norms, self._eps = weights.norm_of_heads
 
     def __call__(
         self, x_TH: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
@@ -27,9 +23,8 @@ class TorchHeads:
         num_heads, num_kv_heads, _ = self._sizes
         heads = self._product(x_TH).view(-1, sum(self._sizes), self._head_dim)
         qk, v = heads[:, :-num_kv_heads], heads[:, -num_kv_heads:]
-        if self._head_norms is not None:
-            weight, eps = self._head_norms
-            qk = F.rms_norm(qk, qk.shape[-1:], eps=eps) * weight
+        if self._norms is not None:
+            qk = F.rms_norm(qk, qk.shape[-1:], eps=self._eps) * self._norms
         qk = rotate(qk, cos, sin)
         return qk[:, :num_heads], qk[:, num_heads:], v
 
